@@ -1,0 +1,22 @@
+"""The host's users and groups, as `getent` shows them."""
+
+import grp
+import pwd
+
+
+class SystemAccounts:
+    """`policy.Accounts` by getpwnam(3) and getgrnam(3)."""
+
+    def uid(self, name: str) -> int | None:
+        """The number of a user, None if the host knows none of this name."""
+        try:
+            return pwd.getpwnam(name).pw_uid
+        except KeyError:
+            return None
+
+    def gid(self, name: str) -> int | None:
+        """The number of a group, None if the host knows none of this name."""
+        try:
+            return grp.getgrnam(name).gr_gid
+        except KeyError:
+            return None

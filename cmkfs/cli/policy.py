@@ -1,0 +1,103 @@
+"""`cmkfs policy`: who may do what with the data under a CMK."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from cmkfs.accounts import SystemAccounts
+from cmkfs.cli.cmk import complain_of_unconfirmed
+from cmkfs.cli.mounts import confirm
+from cmkfs.cli.options import PATH, Group, cmk_argument, json_option
+from cmkfs.cli.output import facts, note
+from cmkfs.control.protocol import Fields
+from cmkfs.errors import ConfigError
+from cmkfs.home import Home
+from cmkfs.policy import Policy, fingerprint, parse
+
+NO_POLICY = "without a policy only root and whoever mounted can use what is under a CMK"
+
+
+@click.group(cls=Group)
+def group() -> None:
+    """Policies: who may do what with the data under a CMK."""
+
+
+@group.command("set", epilog="Example: cmkfs policy set finance finance.toml")
+@cmk_argument
+@click.argument("file", type=PATH)
+@json_option
+def set_(name: str, file: Path, as_json: bool) -> int:
+    """Keep FILE (TOML) as the policy of CMK NAME; returns once every mount has confirmed it."""
+    text, _ = _read(file)
+    return _change(name, text, as_json)
+
+
+@group.command(epilog="Example: cmkfs policy unset finance")
+@cmk_argument
+@json_option
+def unset(name: str, as_json: bool) -> int:
+    """Remove the policy of CMK NAME: only root and whoever mounted can use the data then."""
+    return _change(name, None, as_json)
+
+
+@group.command(epilog="Example: cmkfs policy show finance > finance.toml")
+@cmk_argument
+@json_option
+def show(name: str, as_json: bool) -> None:
+    """Print the policy of CMK NAME as it was set."""
+    from cmkfs.cli.token_session import token
+
+    with token(Home.from_environment(), read_write=False) as provider:
+        text = provider.policy(provider.find(name).cmk_id)
+    if as_json:
+        facts({"name": name, "policy": text, "fingerprint": fingerprint(text)}, [], as_json=True)
+    elif text is not None:
+        sys.stdout.write(text)  # byte for byte, so that what is printed can be set again
+    else:
+        note(f"CMK {name} has no policy; {NO_POLICY}")
+
+
+@group.command(epilog="Example: cmkfs policy check finance.toml")
+@click.argument("file", type=PATH)
+@json_option
+def check(file: Path, as_json: bool) -> None:
+    """Read a policy without setting it; an error names the line."""
+    text, policy = _read(file)
+    count = len(policy.rules)
+    facts(
+        {"file": str(file), "rules": [rule.id for rule in policy.rules], "fingerprint": fingerprint(text)},
+        [f"{file}: {count} rule{'s' * (count != 1)}, no errors"],
+        as_json=as_json,
+    )
+
+
+def _read(file: Path) -> tuple[str, Policy]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{file}:{line}: not UTF-8") from error
+    return text, parse(text, name=str(file), accounts=SystemAccounts())
+
+
+def _change(name: str, text: str | None, as_json: bool) -> int:
+    from cmkfs.cli.token_session import token
+
+    home = Home.from_environment()
+    with token(home, read_write=True) as provider:
+        cmk = provider.find(name)
+        changed = provider.policy(cmk.cmk_id) != text
+        if changed:
+            provider.set_policy(cmk.cmk_id, text)
+    wanted = fingerprint(text)
+
+    def another_policy(answer: Fields) -> str:
+        return "" if answer.get("policy") == wanted else "it still decides by another policy"
+
+    outcome = confirm(home, cmk, another_policy)
+    what = "has no policy" if text is None else f"has policy {wanted[:12]}"
+    said = f"CMK {name} {what}" + ("" if changed else " already")
+    document = {"name": name, "fingerprint": wanted, "changed": changed, **outcome.to_json()}
+    facts(document, [said, *outcome.lines()], as_json=as_json)
+    return complain_of_unconfirmed(outcome)

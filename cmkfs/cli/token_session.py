@@ -1,0 +1,20 @@
+"""A login to the configured token for the time of one command."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cmkfs import config
+from cmkfs.home import Home
+from cmkfs.keys.access import TokenAccess
+from cmkfs.keys.pkcs11 import Pkcs11Provider
+
+
+@contextmanager
+def token(home: Home, *, read_write: bool) -> Iterator[Pkcs11Provider]:
+    """Reads the PIN, logs in, and logs out afterwards. Raises NotFound, TokenUnavailable, PinRefused, …"""
+    access = TokenAccess.of(config.load(home.config_file), home)
+    provider = access.open(access.read_pin(), read_write=read_write)
+    try:
+        yield provider
+    finally:
+        provider.close()

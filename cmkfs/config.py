@@ -1,0 +1,242 @@
+"""The configuration file and the mount options, as frozen values.
+
+`cmkfs.toml`, every part of it optional; without `[token]` the embedded token is used:
+
+    [token]
+    module = "/usr/lib/softhsm/libsofthsm2.so"
+    label = "cmkfs"
+    serial = "4a5b6c7d8e9f0011"
+    softhsm2_conf = "/etc/softhsm/softhsm2.conf"
+    deadline = 5.0                              # seconds for one call to the token
+    pin_source = { file = "/etc/cmkfs/pin" }    # or env = "NAME", command = ["pass", "hsm"], prompt = true
+
+    [mount]
+    noxattr = true                              # every field of MountOptions
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar
+
+from cmkfs.errors import ConfigError, UsageError
+from cmkfs.toml_source import Key, Source, read
+
+DEFAULT_LABEL = "cmkfs"
+
+_CHECKED: dict[str, object] = {"extra": "forbid", "strict": True}
+"""What pydantic is told of each class below; as a plain dict, so that the values need no pydantic."""
+
+
+@dataclass(frozen=True, slots=True)
+class PinSource:
+    """Where the token's PIN comes from: exactly one of the four; never a command line, never a log."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = _CHECKED
+
+    file: Path | None = None
+    env: str | None = None
+    command: tuple[str, ...] | None = None
+    prompt: bool = False
+
+    def __post_init__(self) -> None:
+        given = (self.file is not None, self.env is not None, self.command is not None, self.prompt)
+        if sum(given) != 1:
+            raise ValueError("give exactly one of file, env, command, prompt")
+        if self.command is not None and not self.command:
+            raise ValueError("command is empty")
+
+    @property
+    def needs_the_caller(self) -> bool:
+        """Must the command read it, because the daemon leaves the terminal and the environment behind?"""
+        return self.file is None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenConfig:
+    """Which token. `module` None is the embedded one; `deadline` is in seconds, for one call."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = _CHECKED
+
+    module: str | None = None
+    label: str = DEFAULT_LABEL
+    serial: str | None = None
+    pin_source: PinSource | None = None
+    softhsm2_conf: Path | None = None
+    deadline: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.module is None and (self.pin_source is not None or self.softhsm2_conf is not None):
+            raise ValueError("pin_source and softhsm2_conf go with module; the embedded token has its own")
+        if self.module is not None and self.pin_source is None:
+            raise ValueError("pin_source is missing: a token behind a module needs a PIN")
+        _within("deadline", self.deadline, 0.01, 3600)
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """What `-o` and `[mount]` say. Times are seconds but `idle_minutes`; `fuse` is for the kernel."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = _CHECKED
+
+    read_only: bool = False
+    allow_other: bool = False
+    noxattr: bool = False
+    acl: bool = False
+    suid: bool = False
+    dev: bool = False
+    idle_minutes: int | None = None
+    revocation_bound: float = 1.0
+    outage_grace: float = 30.0
+    fuse: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.idle_minutes is not None:
+            _within("idle_minutes", self.idle_minutes, 1, 60 * 24 * 365)
+        _within("revocation_bound", self.revocation_bound, 0.1, 3600)
+        _within("outage_grace", self.outage_grace, 0, 7 * 24 * 3600)
+        for word in self.fuse:
+            if not _goes_to_kernel(word):
+                raise ValueError(f"fuse has the unknown word {word!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The whole file."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = _CHECKED
+
+    token: TokenConfig = field(default_factory=TokenConfig)
+    mount: MountOptions = field(default_factory=MountOptions)
+
+
+def load(path: Path) -> Config:
+    """The configuration in `path`, the defaults if there is none. Raises ConfigError with file and line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return Config()
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}:{line}: not UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    return parse(text, name=str(path))
+
+
+def parse(text: str, *, name: str) -> Config:
+    """The configuration in `text`. Raises ConfigError that names the line of the first wrong field."""
+    source = read(text, name=name)
+    # Imported here: pydantic takes as long to load as the rest of a `cmkfs status`.
+    from pydantic import TypeAdapter, ValidationError
+    from pydantic_core import to_json
+
+    try:
+        # JSON, because there a string may become a Path and a list a tuple although types are strict.
+        return TypeAdapter(Config).validate_json(to_json(source.data))
+    except ValidationError as error:
+        first = min(error.errors(), key=lambda found: source.line(found["loc"]))
+        raise _wrong_field(source, first["loc"], first["type"], first["msg"]) from error
+
+
+def _wrong_field(source: Source, key: Key, kind: str, message: str) -> ConfigError:
+    dotted = ".".join(map(str, key))
+    if kind == "unexpected_keyword_argument":
+        return source.error(key, f"unknown field {dotted!r}")
+    text = message.removeprefix("Value error, ")
+    # What the classes above refuse begins with the field's name: that field's line is the one to show.
+    return source.error((*key, text.split()[0]), f"{dotted}: {text[:1].lower()}{text[1:]}")
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be between {low:g} and {high:g}, not {value:g}")
+
+
+# -- Mount options ---------------------------------------------------------------------------------
+
+_FLAGS: dict[str, tuple[str, bool]] = {
+    "ro": ("read_only", True),
+    "rw": ("read_only", False),
+    "allow_other": ("allow_other", True),
+    "noxattr": ("noxattr", True),
+    "acl": ("acl", True),
+    "noacl": ("acl", False),
+    "suid": ("suid", True),
+    "nosuid": ("suid", False),
+    "dev": ("dev", True),
+    "nodev": ("dev", False),
+}
+
+_VALUES: dict[str, str] = {
+    "idle": "idle_minutes",
+    "revocation_bound": "revocation_bound",
+    "outage_grace": "outage_grace",
+}
+
+_FOR_MOUNT_8 = frozenset({"defaults", "auto", "noauto", "nofail", "_netdev", "nouser", "silent", "loud"})
+"""Words of fstab that mount(8) acts on itself and passes on to its helper all the same."""
+
+_BY_USERS = frozenset({"user", "users", "owner", "group"})
+"""Words that let someone other than root mount; mount(8) says that they imply noexec, nosuid, nodev."""
+
+_KERNEL_WORDS = frozenset(
+    "exec noexec atime noatime diratime nodiratime relatime norelatime strictatime nostrictatime"
+    " sync async dirsync default_permissions".split()
+)
+
+_KERNEL_VALUES = frozenset({"fsname", "subtype", "max_read"})
+
+
+def parse_options(texts: Iterable[str], *, defaults: MountOptions) -> MountOptions:
+    """What several `-o A,B=C` say together, the last word winning. Raises UsageError naming the word."""
+    options = defaults
+    for word in (word for text in texts for word in text.split(",") if word):
+        try:
+            options = _apply(options, word)
+        except ValueError as error:
+            raise UsageError(f"mount option {word!r}: {error}", hint="cmkfs mount --help") from error
+    return options
+
+
+def _apply(options: MountOptions, word: str) -> MountOptions:
+    if word in _FLAGS:
+        name, value = _FLAGS[word]
+        return _with(options, {name: value})
+    name, equals, value_text = word.partition("=")
+    if equals and name in _VALUES:
+        return _with(options, {_VALUES[name]: _number(value_text, int if name == "idle" else float)})
+    if word in _BY_USERS or (equals and name in _BY_USERS):
+        options = _with(options, {"suid": False, "dev": False})
+        return _with(options, {"fuse": _joined(options.fuse, "noexec")})
+    if word in _FOR_MOUNT_8 or word.startswith(("x-", "X-", "comment=")):
+        return options
+    if not _goes_to_kernel(word):
+        raise ValueError("unknown")
+    return _with(options, {"fuse": _joined(options.fuse, word)})
+
+
+def _number(text: str, kind: type[int] | type[float]) -> float:
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not a {'whole ' if kind is int else ''}number") from error
+
+
+def _with(options: MountOptions, change: dict[str, object]) -> MountOptions:
+    return replace(options, **change)  # type: ignore[arg-type]  # names and types are those of the tables above
+
+
+def _goes_to_kernel(word: str) -> bool:
+    name, equals, value = word.partition("=")
+    if name == "max_read" and equals:
+        return value.isdecimal()
+    return word in _KERNEL_WORDS or (bool(value) and name in _KERNEL_VALUES)
+
+
+def _joined(words: tuple[str, ...], word: str) -> tuple[str, ...]:
+    """`words` and `word` without what it takes the place of: itself, its opposite, its older value."""
+    name = word.partition("=")[0]
+    bare = name.removeprefix("no")
+    kept = (old for old in words if old.partition("=")[0].removeprefix("no") != bare)
+    return (*kept, word)

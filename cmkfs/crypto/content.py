@@ -1,0 +1,89 @@
+"""Blocks of a file's content: plain bytes to sealed pages and back (docs/format.md, 8.2).
+
+One `ContentCipher` per file. It keeps the ciphers that it derived: one for writing, renewed in time,
+and a few for reading, since the blocks of a file were written in few sessions.
+"""
+
+import os
+import struct
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from cmkfs.crypto.xaes import NONCE_SIZE, PREFIX_SIZE, Xaes
+from cmkfs.errors import Damaged
+from cmkfs.format.layout import BLOCK, PAGE
+
+_HEAD = struct.Struct(">HHI")
+_AAD = struct.Struct(">16sQHHI")
+_BODY = NONCE_SIZE + _HEAD.size
+_READ_CIPHERS = 32
+_SUFFIX = NONCE_SIZE - PREFIX_SIZE
+BLOCKS_PER_PREFIX = 2**24
+"""Random 96-bit nonces under one derived key: after this many the chance of one repeating is still below 2^-48."""
+ZERO_PAGE = bytes(PAGE)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedBlock:
+    """A block that authenticated: its own length, padded plain bytes, and the generation it was written in."""
+
+    plain: bytes
+    length: int
+    generation: int
+
+
+class ContentCipher:
+    """Seals and opens the blocks of one file."""
+
+    __slots__ = ("_file_id", "_left", "_prefix", "_readers", "_writer", "_xaes")
+
+    def __init__(self, key: bytes, file_id: bytes) -> None:
+        self._xaes = Xaes(key)
+        self._file_id = file_id
+        self._readers: dict[bytes, AESGCM] = {}
+        self._left = 0
+        self._prefix = b""
+        self._writer: AESGCM | None = None
+
+    def seal(self, first: int, plain: bytes | memoryview, generation: int) -> bytes:
+        """Seal `plain` as the blocks `first`, `first + 1`, …; all full but the last, which may be short."""
+        count = -(-len(plain) // BLOCK)
+        if self._writer is None or self._left < count:
+            self._prefix = os.urandom(PREFIX_SIZE)
+            self._writer = self._xaes.derive(self._prefix)
+            self._left = BLOCKS_PER_PREFIX
+        self._left -= count
+        encrypt, prefix, file_id, view = self._writer.encrypt, self._prefix, self._file_id, memoryview(plain)
+        suffixes = os.urandom(_SUFFIX * count)
+        pieces: list[bytes] = []
+        for number in range(count):
+            data: bytes | memoryview = view[number * BLOCK : (number + 1) * BLOCK]
+            length = len(data)
+            if length < BLOCK:
+                data = bytes(data).ljust(BLOCK, b"\0")
+            suffix = suffixes[number * _SUFFIX : (number + 1) * _SUFFIX]
+            aad = _AAD.pack(file_id, first + number, length, 0, generation)
+            pieces += (prefix, suffix, aad[24:], encrypt(suffix, data, aad))
+        return b"".join(pieces)
+
+    def open(self, block: int, page: bytes | memoryview, newest_generation: int) -> OpenedBlock:
+        """Open one page. Raises Damaged if it is not block `block` of this file, or is of a later generation."""
+        length, flags, generation = _HEAD.unpack_from(page, NONCE_SIZE)
+        if not 1 <= length <= BLOCK or flags or generation > newest_generation:
+            raise Damaged(f"block {block} has a head out of range")
+        prefix = bytes(page[:PREFIX_SIZE])
+        reader = self._readers.get(prefix) or self._derive_reader(prefix)
+        aad = _AAD.pack(self._file_id, block, length, flags, generation)
+        try:
+            plain = reader.decrypt(page[PREFIX_SIZE:NONCE_SIZE], page[_BODY:], aad)
+        except InvalidTag as error:
+            raise Damaged(f"block {block} does not authenticate") from error
+        return OpenedBlock(plain, length, generation)
+
+    def _derive_reader(self, prefix: bytes) -> AESGCM:
+        if len(self._readers) >= _READ_CIPHERS:
+            del self._readers[next(iter(self._readers))]
+        reader = self._readers[prefix] = self._xaes.derive(prefix)
+        return reader

@@ -1,0 +1,66 @@
+"""What one file's data key gives: its content cipher, and slots that nobody else can write (docs/format.md, 4 and 8.1)."""
+
+import hmac
+from dataclasses import dataclass
+
+from cmkfs.crypto.content import ContentCipher
+from cmkfs.crypto.kdf import commitment, kdf, mac
+from cmkfs.errors import Damaged, Tampered
+from cmkfs.format.header import SLOT_BODY, Identity, Slot, State, slot_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSlots:
+    """What the two slots say together. `number` is the slot that counts; `sequence` the higher one seen."""
+
+    slot: Slot
+    number: int
+    intact: bool
+
+
+class FileKey:
+    """The unwrapped DEK of one file, turned into the two keys that are used; the DEK itself is not kept."""
+
+    __slots__ = ("_header_key", "_identity_hash", "content", "file_id")
+
+    def __init__(self, dek: bytes | bytearray, identity: Identity, header_secret: bytes) -> None:
+        """Raises Tampered if the DEK is not the one that the identity commits to."""
+        if not hmac.compare_digest(commitment(dek), identity.commitment):
+            raise Tampered("the unwrapped key is not the one that the header commits to")
+        self.file_id = identity.file_id
+        self.content = ContentCipher(kdf(dek, b"cmkfs content v1", 32), identity.file_id)
+        self._header_key = kdf(bytes(dek) + header_secret, b"cmkfs header v1", 32)
+        self._identity_hash = identity.hash()
+
+    def seal_slot(self, number: int, slot: Slot) -> bytes:
+        """The 512 bytes of `slot` in place `number`."""
+        body = slot.body()
+        return body + mac(self._header_key, self._identity_hash + bytes([number]) + body)
+
+    def read_slots(self, page: bytes) -> ReadSlots:
+        """The slot of a header page that counts. Raises Damaged if there is none.
+
+        A damaged slot beside a valid one makes the valid one dirty: its size is then a floor.
+        """
+        valid: dict[int, Slot] = {}
+        for number in (0, 1):
+            slot = self._open_slot(number, slot_bytes(page, number))
+            if slot is not None:
+                valid[number] = slot
+        if not valid:
+            raise Damaged("both state slots of the header are damaged")
+        if len(valid) == 2:
+            if valid[0].sequence == valid[1].sequence:
+                raise Damaged("both state slots of the header claim to be the newest")
+            number = 0 if valid[0].sequence > valid[1].sequence else 1
+            return ReadSlots(valid[number], number, intact=True)
+        ((number, slot),) = valid.items()
+        dirty = Slot(slot.sequence, slot.generation, State.DIRTY, slot.size, slot.holes)
+        return ReadSlots(dirty, number, intact=False)
+
+    def _open_slot(self, number: int, data: bytes) -> Slot | None:
+        body = data[:SLOT_BODY]
+        expected = mac(self._header_key, self._identity_hash + bytes([number]) + body)
+        if not hmac.compare_digest(expected, data[SLOT_BODY:]):
+            return None
+        return Slot.from_body(body)

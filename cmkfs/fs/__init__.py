@@ -1,0 +1,1 @@
+"""The filesystem: the only code that reads and writes the vault."""

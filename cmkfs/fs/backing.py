@@ -1,0 +1,165 @@
+"""The backing directory, through the system calls that Python lacks and the rules that filesystems differ in.
+
+What a backing cannot do is answered here, with a fallback or a clear refusal at mount. docs/adr/0004 has the
+measurements behind `overwrite`.
+"""
+
+import ctypes
+import errno
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from cmkfs.errors import UsageError
+from cmkfs.format.layout import PAGE
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+_SYNC_FILE_RANGE_WAIT_BEFORE = 1
+_WAITS_BY_ITSELF = frozenset({"btrfs", "zfs", "bcachefs", "tmpfs"})
+_ORDERS_NAMES = frozenset({"ext4", "ext3", "xfs", "tmpfs"})
+"""Where fsync of a file makes durable all names that were made before it, since there is one journal for all."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+_libc.renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+_libc.syncfs.argtypes = [ctypes.c_int]
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def rename(source_dir: int, source: bytes, target_dir: int, target: bytes, flags: int = 0) -> None:
+    """renameat2(2). Raises OSError; EINVAL where the backing knows no flags."""
+    if flags == 0:
+        os.rename(source, target, src_dir_fd=source_dir, dst_dir_fd=target_dir)
+    else:
+        _check(_libc.renameat2(source_dir, source, target_dir, target, flags))
+
+
+@dataclass(frozen=True, slots=True)
+class BackingKind:
+    """What sort of filesystem the vault lies on."""
+
+    fstype: str
+    waits_by_itself: bool
+    orders_names: bool
+    syncs_as_a_whole: bool
+
+
+def backing_kind(path: Path) -> BackingKind:
+    """Look up the filesystem type of `path` in /proc/self/mountinfo (proc_pid_mountinfo(5))."""
+    device = os.stat(path).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    fstype = ""
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        left, _, right = line.partition(" - ")
+        if left.split()[2] == wanted:
+            fstype = right.split()[0]
+    return BackingKind(
+        fstype=fstype or "unknown",
+        waits_by_itself=fstype in _WAITS_BY_ITSELF,
+        orders_names=fstype in _ORDERS_NAMES,
+        # syncfs never reaches the server of a FUSE filesystem: it would report success and do nothing.
+        syncs_as_a_whole=not fstype.startswith("fuse") and bool(fstype),
+    )
+
+
+class Backing:
+    """The vault directory while it is mounted: one descriptor for its root, kept for the life of the mount."""
+
+    def __init__(self, vault: Path, *, read_only: bool) -> None:
+        """Raises UsageError for a backing whose blocks are smaller than a page (P3 could not hold)."""
+        self.read_only = read_only
+        self.kind = backing_kind(vault)
+        self.root_fd = os.open(vault, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.device = os.fstat(self.root_fd).st_dev
+        self.fsyncs = 0
+        self.failed: OSError | None = None
+        """The first error of a sync of the whole: from then on nothing is called durable without its own fsync."""
+        if os.fstatvfs(self.root_fd).f_bsize < PAGE:
+            os.close(self.root_fd)
+            raise UsageError(
+                f"{vault} lies on a filesystem with blocks smaller than {PAGE} bytes: a power cut could tear a block",
+                hint="use a filesystem with 4096-byte blocks (mkfs.ext4 -b 4096)",
+            )
+
+    def close(self) -> None:
+        """Let go of the vault's directory."""
+        os.close(self.root_fd)
+
+    # -- content --------------------------------------------------------------------------------
+
+    def read(self, fd: int, length: int, cipher_off: int) -> bytes | None:
+        """What is in memory already, else None: then `read_blocking` in a thread."""
+        buffer = bytearray(length)
+        try:
+            got = os.preadv(fd, [buffer], cipher_off, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            got = os.preadv(fd, [buffer], cipher_off)
+        if got == length:
+            return bytes(buffer)
+        # Short: the end of the file, or the end of what is cached; only a read that may wait can tell.
+        return None
+
+    def read_blocking(self, fd: int, length: int, cipher_off: int) -> bytes:
+        """`length` bytes, fewer only at the end of the file."""
+        data = os.pread(fd, length, cipher_off)
+        while 0 < len(data) < length:
+            more = os.pread(fd, length - len(data), cipher_off + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def append(self, fd: int, data: bytes, cipher_off: int) -> None:
+        """Write pages that were never written before. Raises OSError; what was written before it stays written."""
+        view = memoryview(data)
+        while view:
+            count = os.pwrite(fd, view, cipher_off)
+            view, cipher_off = view[count:], cipher_off + count
+
+    def overwrite(self, fd: int, data: bytes, cipher_off: int) -> None:
+        """Write pages that were written before, none of them while the device may be reading it.
+
+        ext4 and xfs let a page change while it is written back, and half of each version then lies on the
+        medium: a plain file survives that, a sealed block does not.
+        """
+        if not self.kind.waits_by_itself:
+            first = cipher_off - cipher_off % PAGE
+            length = cipher_off + len(data) - first
+            _check(_libc.sync_file_range(fd, first, length, _SYNC_FILE_RANGE_WAIT_BEFORE))
+        self.append(fd, data, cipher_off)
+
+    def set_size(self, fd: int, size: int) -> None:
+        """ftruncate that leaves mtime as it was: the plain file's mtime is the backing's."""
+        before = os.fstat(fd)
+        os.ftruncate(fd, size)
+        os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    # -- durability -----------------------------------------------------------------------------
+
+    async def fsync(self, fd: int) -> None:
+        """fsync in a thread. Raises OSError."""
+        self.fsyncs += 1
+        await trio.to_thread.run_sync(os.fsync, fd)
+
+    async def sync_whole(self) -> None:
+        """syncfs(2) on the descriptor that is kept for the life of the mount, so that no error is missed."""
+        self.fsyncs += 1
+        try:
+            await trio.to_thread.run_sync(lambda: _check(_libc.syncfs(self.root_fd)))
+        except OSError as error:
+            self.failed = self.failed or error
+            raise
+
+

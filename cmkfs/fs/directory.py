@@ -1,0 +1,139 @@
+"""What a directory of the vault is: its sealed id, its zone, and the backing names of its entries.
+
+docs/format.md, sections 5 and 6. A directory's id and zone are authenticated when it is first used, against
+its parent and the list of zones; nothing here trusts a path.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
+
+from cmkfs.crypto.zonekeys import MAX_NAME, name_hash
+from cmkfs.errors import Damaged
+from cmkfs.format import b64
+from cmkfs.format.vault import ID_SIZE, ZoneRoot
+from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.keys.zone import Zone
+
+OWN_PREFIX = b"cmkfs."
+LONG_PREFIX = b"long."
+DIR_ID = b"cmkfs.dir"
+ZONE_RECORD = b"cmkfs.zone"
+SIDECAR_PREFIX = b"cmkfs.long."
+TEMPORARY_PREFIX = b"cmkfs.tmp."
+GONE_PREFIX = b"cmkfs.gone."
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """An authenticated directory."""
+
+    dir_id: bytes
+    zone: Zone
+
+
+@dataclass(frozen=True, slots=True)
+class BackingName:
+    """What an entry is called in the vault; `sidecar` names the symlink to `sealed` if the name is long."""
+
+    entry: bytes
+    sidecar: bytes | None
+    sealed: bytes
+
+
+def backing_name(directory: Directory, name: bytes) -> BackingName:
+    """The backing name of `name` in `directory`. Raises OSError ENAMETOOLONG, and Locked, Disabled, …"""
+    if len(name) > MAX_NAME:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    sealed = directory.zone.keys.seal_name(directory.dir_id, name)
+    if len(sealed) <= MAX_NAME:
+        return BackingName(sealed, None, sealed)
+    digest = name_hash(sealed)
+    return BackingName(LONG_PREFIX + digest, SIDECAR_PREFIX + digest, sealed)
+
+
+def plain_name(directory: Directory, dir_fd: int, entry: bytes) -> bytes:
+    """The plain name of a backing entry. Raises Damaged, and OSError ENOENT if a sidecar is missing."""
+    if entry.startswith(LONG_PREFIX):
+        sealed = os.readlink(SIDECAR_PREFIX + entry[len(LONG_PREFIX) :], dir_fd=dir_fd)
+        if name_hash(sealed) != entry[len(LONG_PREFIX) :]:
+            raise Damaged("a long name whose sidecar belongs to another")
+        return directory.zone.keys.open_name(directory.dir_id, sealed)
+    return directory.zone.keys.open_name(directory.dir_id, entry)
+
+
+def plain_names(directory: Directory, dir_fd: int, entries: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """(plain name, backing entry) of each entry that authenticates; others are not shown."""
+    for entry in entries:
+        if entry.startswith(OWN_PREFIX):
+            continue
+        try:
+            yield plain_name(directory, dir_fd, entry), entry
+        except (Damaged, FileNotFoundError):
+            continue
+
+
+class Directories:
+    """Authenticates directories, once each while the kernel knows them."""
+
+    def __init__(self, inodes: InodeTable, zones: dict[bytes, Zone], zone_roots: tuple[ZoneRoot, ...]) -> None:
+        self._inodes = inodes
+        self._zones = zones
+        self._roots = {root.zone_id: root for root in zone_roots}
+        self._roots_below = {root.parent_dir_id for root in zone_roots}
+        self._living: WeakValueDictionary[bytes, Inode] = WeakValueDictionary()
+
+    def of(self, inode: Inode) -> Directory:
+        """The authenticated directory. Raises Damaged, NotADirectoryError, and Locked, Disabled, …"""
+        if inode.directory is not None:
+            inode.directory.zone.check()
+            return inode.directory
+        if not inode.is_dir:
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        directory = self._read(self._inodes.dir_fd(inode))
+        if inode is not self._inodes.root:
+            self._check_zone(inode, directory)
+        twin = self._living.get(directory.dir_id)
+        if twin is not None and twin is not inode and self._inodes.get(twin.ino) is twin and not twin.removed:
+            raise Damaged("two directories with one id")
+        self._living[directory.dir_id] = inode
+        inode.directory = directory
+        return directory
+
+    def _read(self, dir_fd: int) -> Directory:
+        try:
+            data = b64.decode(os.readlink(DIR_ID, dir_fd=dir_fd))
+        except OSError as error:
+            raise Damaged("a directory without its id") from error
+        zone = self._zones.get(data[:ID_SIZE])
+        if zone is None:
+            raise Damaged("a directory of a zone that the vault does not have")
+        return Directory(zone.keys.open_dir_id(data), zone)
+
+    def _check_zone(self, inode: Inode, directory: Directory) -> None:
+        """A zone begins exactly where the list of zones says (docs/format.md, section 5)."""
+        parent_inode, entry = inode.places[-1]
+        parent = self.of(parent_inode)
+        if directory.zone is parent.zone and parent.dir_id not in self._roots_below:
+            return
+        name = plain_name(parent, self._inodes.dir_fd(parent_inode), entry)
+        expected = [
+            root for root in self._roots.values() if root.parent_dir_id == parent.dir_id and root.name == name
+        ]
+        if not expected and directory.zone is parent.zone:
+            return
+        wanted = ZoneRoot(directory.zone.zone_id, parent.dir_id, directory.dir_id, name)
+        if expected != [wanted]:
+            raise Damaged("a directory of one zone in the place of another")
+
+    def is_zone_root(self, directory: Directory) -> bool:
+        """True for the root of a zone: it is moved and removed only as a zone."""
+        root = self._roots.get(directory.zone.zone_id)
+        return root is not None and root.dir_id == directory.dir_id
+
+    def forget_removed(self, inode: Inode) -> None:
+        """A directory was removed: its id is free."""
+        if inode.directory is not None and self._living.get(inode.directory.dir_id) is inode:
+            del self._living[inode.directory.dir_id]

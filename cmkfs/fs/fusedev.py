@@ -1,0 +1,203 @@
+"""A mounted FUSE connection: INIT negotiated by cmkfs, served by pyfuse3, invalidated and cut by hand.
+
+Order of life: `open_device` mounts, `attach` gives pyfuse3 the operations, `serve` runs until the mount
+ends, `close` frees. libfuse never sees the mount point: it is given a socket as `/dev/fd/N`, reads the
+kernel's INIT from it and answers into it; the answer is edited (`fs.kernel_init`) and sent on, and then
+the real descriptor takes the number N. libfuse 3.14, lib/fuse_lowlevel.c, `fuse_session_mount`.
+"""
+
+import os
+import select
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from cmkfs.errors import Busy, MountFailed
+from cmkfs.fs import kernel_mount, pagecache
+from cmkfs.fs.kernel_init import Negotiated, Wish, negotiate
+from cmkfs.fs.kernel_mount import MountEntry, MountRequest, clear_dead_mount, is_dead_mount
+from cmkfs.fs.polling import DEFAULT_WINDOW, PollingTrio
+
+__all__ = ["DeviceOptions", "FuseDevice", "MountRequest", "clear_dead_mount", "is_dead_mount", "open_device"]
+
+INIT_SECONDS = 5.0
+_LARGEST_INIT = 1 << 16
+_LARGEST_ANSWER = 1 << 12
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceOptions:
+    """How to serve. `poll_window` is in seconds, 0: never poll; it is 0 too where there is one processor."""
+
+    wish: Wish = field(default_factory=Wish)
+    poll_window: float = DEFAULT_WINDOW
+
+
+class FuseDevice:
+    """One mount. Everything that talks to the kernel blocks, so call it from a thread while serving.
+
+    Exceptions: `serve` and `stop` belong to the event loop.
+    """
+
+    def __init__(self, device: int, entry: MountEntry, options: DeviceOptions) -> None:
+        self._device = device
+        self._entry = entry
+        self._options = options
+        self._init = b""
+        self._attached = False
+        self._answers: socket.socket | None = None
+        self._session_fd = -1
+        self._libfuse_has_init = False
+        self._negotiated: Negotiated | None = None
+        self.serving = trio.Event()  # set once the kernel has its answer and requests are served
+
+    @property
+    def mountpoint(self) -> Path:
+        """The resolved mount point."""
+        return Path(os.fsdecode(self._entry.mountpoint))
+
+    @property
+    def connection(self) -> int:
+        """The connection's number: the minor device number of its files, and its name under fusectl."""
+        return self._entry.minor
+
+    @property
+    def negotiated(self) -> Negotiated | None:
+        """What kernel and libfuse agreed on; None until `serving` is set."""
+        return self._negotiated
+
+    # -- Serving -----------------------------------------------------------------------------------
+
+    def attach(self, operations: pyfuse3.Operations) -> None:
+        """Give pyfuse3 the operations and the connection. Raises MountFailed. Once per process at a time."""
+        self._init = self._read_init()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._answers = theirs
+        self._session_fd = ours.detach()
+        theirs.send(self._init)
+        window = self._options.poll_window if len(os.sched_getaffinity(0)) > 1 else 0.0
+        setattr(pyfuse3, "trio", PollingTrio(window, self._exchange_init))  # noqa: B010 - not in its stubs
+        try:
+            pyfuse3.init(operations, f"/dev/fd/{self._session_fd}", set())
+        except RuntimeError as error:
+            raise MountFailed(f"libfuse: {error}") from error
+        self._attached = True
+
+    def _read_init(self) -> bytes:
+        poll = select.poll()
+        poll.register(self._device, select.POLLIN)
+        if not poll.poll(INIT_SECONDS * 1000):
+            raise MountFailed(f"the kernel sent no INIT within {INIT_SECONDS} s")
+        try:
+            return os.read(self._device, _LARGEST_INIT)
+        except OSError as error:
+            raise MountFailed(f"no INIT from the kernel: {error.strerror}") from error
+
+    def _exchange_init(self) -> bool:
+        """First call: libfuse is to read INIT from the socket. Second: its answer goes on to the kernel."""
+        if not self._libfuse_has_init:
+            self._libfuse_has_init = True
+            return True
+        if self._answers is None:
+            raise RuntimeError("INIT is exchanged once")
+        try:
+            answer = self._answers.recv(_LARGEST_ANSWER, socket.MSG_DONTWAIT)
+        except BlockingIOError as error:
+            raise MountFailed("libfuse did not answer the kernel's INIT") from error
+        edited, self._negotiated = negotiate(self._init, answer, self._options.wish)
+        os.write(self._device, edited)
+        # Non-blocking: see fs.polling. Not inheritable: a child that held it would keep the mount alive.
+        os.set_blocking(self._device, False)
+        os.dup2(self._device, self._session_fd, inheritable=False)
+        self._answers.close()
+        self._answers = None
+        self.serving.set()
+        return False
+
+    async def serve(self, *, min_tasks: int = 4, max_tasks: int) -> None:
+        """Handle requests until the mount ends or `stop` is called, at most `max_tasks` at a time.
+
+        Further ones wait in the kernel. Idle tasks beyond `min_tasks` end.
+        """
+        await pyfuse3.main(min_tasks=min_tasks, max_tasks=max_tasks)
+
+    def stop(self) -> None:
+        """Make `serve` return; requests that are being handled are finished. On the event loop only."""
+        pyfuse3.terminate()
+
+    # -- What the kernel remembers -----------------------------------------------------------------
+
+    def invalidate_inode(self, inode: int, *, attr_only: bool = False) -> bool:
+        """Drop the kernel's attributes and pages of `inode`, dirty pages written back first.
+
+        False if the kernel does not know it. Works after `abort` too. Raises OSError.
+        """
+        return pagecache.notify(self._device, pagecache.inval_inode_message(inode, attr_only=attr_only))
+
+    def invalidate_entry(self, parent: int, name: bytes) -> bool:
+        """Drop `name` in the directory `parent`; False if the kernel does not know it. Raises OSError."""
+        return pagecache.notify(self._device, pagecache.inval_entry_message(parent, name))
+
+    # -- The end -----------------------------------------------------------------------------------
+
+    def _connected(self) -> bool:
+        poll = select.poll()
+        poll.register(self._device, 0)
+        return not poll.poll(0)  # POLLERR, which needs no asking for: aborted, or unmounted for good
+
+    def abort(self) -> None:
+        """Cut the connection: every request fails from now on, dirty pages are lost. Raises MountFailed.
+
+        Does not drop what is cached: invalidate every known inode afterwards. Idempotent.
+        """
+        if self._connected():
+            kernel_mount.abort_connection(self._entry)
+
+    def _still_mounted(self) -> bool:
+        entries = kernel_mount.mounts()
+        if not any(entry.mount_id == self._entry.mount_id for entry in entries):
+            return False
+        top = kernel_mount.top_mount(entries, self._entry.mountpoint)
+        if top is None or top.mount_id != self._entry.mount_id:
+            raise Busy(f"something else is mounted over {self.mountpoint}", hint=f"umount {self.mountpoint}")
+        return True
+
+    def unmount(self, *, lazy: bool = False) -> bool:
+        """Unmount; False if it is not mounted any more. Raises Busy (never when lazy), MountFailed."""
+        if not self._still_mounted():
+            return False
+        kernel_mount.unmount(self._entry.mountpoint, lazy=lazy)
+        return True
+
+    def close(self) -> None:
+        """Free libfuse's session and the descriptors; what is still mounted is dead then. Idempotent."""
+        if self._attached:
+            self._attached = False
+            pyfuse3.close(unmount=False)  # closes the session's descriptor
+        elif self._session_fd >= 0:
+            os.close(self._session_fd)
+        self._session_fd = -1
+        setattr(pyfuse3, "trio", trio)  # noqa: B010 - not in its stubs
+        if self._answers is not None:
+            self._answers.close()
+            self._answers = None
+        if self._device >= 0:
+            os.close(self._device)
+            self._device = -1
+
+
+def open_device(mountpoint: Path, request: MountRequest, options: DeviceOptions | None = None) -> FuseDevice:
+    """Mount at `mountpoint`, a directory: as root with mount(2), else with fusermount3. Raises MountFailed.
+
+    Whoever touches the mount point from now on waits until it is served or closed.
+    """
+    resolved = os.path.realpath(os.fsencode(mountpoint))
+    device = kernel_mount.mount(resolved, request)
+    entry = kernel_mount.mounted_at(resolved)
+    if entry is None:
+        os.close(device)
+        raise MountFailed(f"{mountpoint} is not mounted although the kernel said so")
+    return FuseDevice(device, entry, options or DeviceOptions())

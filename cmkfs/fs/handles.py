@@ -1,0 +1,54 @@
+"""Open handles: what the kernel's file handle numbers stand for."""
+
+import itertools
+import os
+from dataclasses import dataclass, field
+
+from cmkfs.fs.inodes import Inode
+from cmkfs.fs.openfile import OpenFile
+from cmkfs.keys.policies import Request
+
+
+@dataclass(slots=True)
+class FileHandle:
+    """A descriptor of a program; it belongs to who opened it, whoever uses it later."""
+
+    file: OpenFile
+    request: Request
+    flags: int
+
+    @property
+    def writable(self) -> bool:
+        """True if it was opened for writing."""
+        return self.flags & os.O_ACCMODE != os.O_RDONLY
+
+
+@dataclass(slots=True)
+class DirHandle:
+    """An open directory; `entries` is the listing as of the last rewind: (plain name, backing name)."""
+
+    inode: Inode
+    request: Request
+    entries: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+
+class Handles:
+    """Numbers for handles; a number is not used again."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self.files: dict[int, FileHandle] = {}
+        self.directories: dict[int, DirHandle] = {}
+
+    def add_file(self, handle: FileHandle) -> int:
+        """A number for a file handle; counts it on its file."""
+        number = next(self._numbers)
+        self.files[number] = handle
+        handle.file.handles += 1
+        return number
+
+    def add_directory(self, handle: DirHandle) -> int:
+        """A number for a directory handle."""
+        number = next(self._numbers)
+        self.directories[number] = handle
+        return number

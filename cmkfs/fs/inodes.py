@@ -1,0 +1,258 @@
+"""The inodes that the kernel knows, how to reach them in the vault, and when to forget them.
+
+An inode is reached through a directory descriptor and a name, never through a path from the root: renames
+of directories above it need nothing here. Inode numbers are the backing's, so they survive a remount.
+"""
+
+import errno
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NewType
+
+from cmkfs.errors import Damaged
+from cmkfs.fs.backing import Backing
+
+if TYPE_CHECKING:
+    from cmkfs.fs.directory import Directory
+    from cmkfs.fs.openfile import OpenFile
+
+Ino = NewType("Ino", int)
+ROOT_INO = Ino(1)
+"""FUSE_ROOT_ID: the number of the mount point, whatever its number in the vault is."""
+
+_DIR_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Inode:
+    """One inode: `places` are the (directory, backing name) pairs it was seen at, the newest last."""
+
+    __slots__ = (
+        "__weakref__",
+        "dir_fd",
+        "directory",
+        "file",
+        "fmt",
+        "generation",
+        "ino",
+        "lookups",
+        "may_be_setid",
+        "pin",
+        "places",
+        "removed",
+    )
+
+    def __init__(self, ino: Ino, fmt: int) -> None:
+        self.ino = ino
+        self.fmt = fmt
+        self.generation = 1
+        self.lookups = 0
+        self.places: list[tuple[Inode, bytes]] = []
+        self.file: OpenFile | None = None
+        self.directory: Directory | None = None
+        self.dir_fd = -1
+        self.pin = -1
+        self.removed = False
+        self.may_be_setid = True
+
+    @property
+    def is_dir(self) -> bool:
+        """True for a directory."""
+        return self.fmt == stat.S_IFDIR
+
+    def add_place(self, parent: "Inode", name: bytes) -> None:
+        """It is (also) called `name` in `parent`. A directory has one place, another inode as many as it has links."""
+        place = (parent, name)
+        if self.places and self.places[-1] == place:
+            return
+        if self.is_dir:
+            self.places = [place]
+        else:
+            self.places = [known for known in self.places if known != place]
+            self.places.append(place)
+
+    def drop_place(self, parent: "Inode", name: bytes) -> None:
+        """It is no longer called `name` in `parent`."""
+        self.places = [known for known in self.places if known != (parent, name)]
+
+    def __hash__(self) -> int:
+        return hash(self.ino)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+class InodeTable:
+    """All inodes with a lookup count above 0 or with a file that is not settled."""
+
+    def __init__(self, backing: Backing, max_dir_fds: int = 1024) -> None:
+        self.backing = backing
+        self.root = Inode(ROOT_INO, stat.S_IFDIR)
+        self.root.lookups = 1
+        self.root.dir_fd = backing.root_fd
+        self._max_dir_fds = max_dir_fds
+        self._inodes: dict[Ino, Inode] = {ROOT_INO: self.root}
+        self._dir_fds: OrderedDict[Inode, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._inodes)
+
+    def __iter__(self) -> Iterator[Inode]:
+        return iter(list(self._inodes.values()))
+
+    def __getitem__(self, ino: int) -> Inode:
+        """The inode the kernel means. Raises OSError ESTALE for a number it was never told."""
+        try:
+            return self._inodes[Ino(ino)]
+        except KeyError:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+
+    def get(self, ino: int) -> Inode | None:
+        """The inode if it is known."""
+        return self._inodes.get(Ino(ino))
+
+    def learn(self, found: os.stat_result, parent: Inode, name: bytes) -> Inode:
+        """The inode that was just found as `name` in `parent`; its lookup count is the caller's to raise."""
+        if found.st_dev != self.backing.device or found.st_ino == ROOT_INO:
+            raise Damaged("another filesystem is mounted inside the vault")
+        ino, fmt = Ino(found.st_ino), stat.S_IFMT(found.st_mode)
+        inode = self._inodes.get(ino)
+        if inode is None or inode.fmt != fmt:
+            if inode is not None and (inode.lookups or inode.file):
+                raise Damaged("an inode changed its type behind the mount's back")
+            inode = self._inodes[ino] = Inode(ino, fmt)
+        inode.add_place(parent, name)
+        return inode
+
+    # -- reaching the vault ----------------------------------------------------------------------
+
+    def dir_fd(self, inode: Inode) -> int:
+        """A descriptor of a directory, good until the next await. Raises OSError ESTALE, ENOENT, …"""
+        if inode.dir_fd >= 0:
+            if inode is not self.root:
+                self._dir_fds.move_to_end(inode)
+            return inode.dir_fd
+        if inode.pin >= 0:
+            return inode.pin
+        parent, name = self._place(inode)
+        fd = os.open(name, _DIR_FLAGS, dir_fd=self.dir_fd(parent))
+        try:
+            self._check_same(inode, os.fstat(fd))
+        except OSError:
+            os.close(fd)
+            raise
+        inode.dir_fd = fd
+        self._dir_fds[inode] = None
+        if len(self._dir_fds) > self._max_dir_fds:
+            oldest, _ = self._dir_fds.popitem(last=False)
+            os.close(oldest.dir_fd)
+            oldest.dir_fd = -1
+        return fd
+
+    def stat(self, inode: Inode) -> os.stat_result:
+        """What the backing says of an inode now, also when it has no name any more."""
+        if inode.file is not None:
+            return os.fstat(inode.file.fd)
+        if inode.dir_fd >= 0:
+            return os.fstat(inode.dir_fd)
+        if inode.pin >= 0:
+            return os.fstat(inode.pin)
+        parent, name = self._place(inode)
+        found = os.stat(name, dir_fd=self.dir_fd(parent), follow_symlinks=False)
+        self._check_same(inode, found)
+        return found
+
+    def open(self, inode: Inode, flags: int) -> int:
+        """Open the inode itself in the vault; the caller closes. Never follows a link."""
+        flags |= os.O_NOFOLLOW | os.O_CLOEXEC
+        if inode.is_dir:
+            return os.open(b".", flags | os.O_DIRECTORY, dir_fd=self.dir_fd(inode))
+        if inode.pin >= 0:
+            return os.open(f"/proc/self/fd/{inode.pin}", flags & ~os.O_NOFOLLOW)
+        parent, name = self._place(inode)
+        fd = os.open(name, flags, dir_fd=self.dir_fd(parent))
+        try:
+            self._check_same(inode, os.fstat(fd))
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+
+    def place(self, inode: Inode) -> tuple[int, bytes]:
+        """A directory descriptor and a name that reach the inode now. Raises OSError ESTALE if it has no name."""
+        parent, name = self._place(inode)
+        return self.dir_fd(parent), name
+
+    @contextmanager
+    def reach(self, inode: Inode) -> Iterator[str]:
+        """A path that means this very inode, for the calls that take no descriptor; nothing on it can be swapped."""
+        if inode.file is not None:
+            yield f"/proc/self/fd/{inode.file.fd}"
+        elif inode.dir_fd >= 0 or inode.pin >= 0:
+            yield f"/proc/self/fd/{inode.dir_fd if inode.dir_fd >= 0 else inode.pin}"
+        elif inode.is_dir:
+            yield f"/proc/self/fd/{self.dir_fd(inode)}"
+        else:
+            fd = self.open(inode, os.O_PATH)
+            try:
+                yield f"/proc/self/fd/{fd}"
+            finally:
+                os.close(fd)
+
+    def _place(self, inode: Inode) -> tuple[Inode, bytes]:
+        if not inode.places:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return inode.places[-1]
+
+    def _check_same(self, inode: Inode, found: os.stat_result) -> None:
+        if found.st_ino != inode.ino:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    # -- removal and forgetting ------------------------------------------------------------------
+
+    def pin_before_removal(self, found: os.stat_result, dir_fd: int, name: bytes) -> None:
+        """Keep an inode that loses its last name reachable, and its number taken, while the kernel knows it."""
+        inode = self._inodes.get(Ino(found.st_ino))
+        if inode is None or inode.pin >= 0 or (found.st_nlink > 1 and not inode.is_dir):
+            return
+        inode.pin = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+
+    def removed(self, found: os.stat_result, parent: Inode, name: bytes) -> Inode | None:
+        """The name was removed. Gives the inode if it is known."""
+        inode = self._inodes.get(Ino(found.st_ino))
+        if inode is not None:
+            inode.drop_place(parent, name)
+            inode.removed = inode.is_dir or found.st_nlink <= 1
+            if not inode.removed and inode.pin >= 0:
+                os.close(inode.pin)
+                inode.pin = -1
+        return inode
+
+    def forget(self, forgotten: Iterable[tuple[int, int]]) -> None:
+        """The kernel drops lookups. An inode with none is dropped unless its file is open or not settled."""
+        for ino, count in forgotten:
+            inode = self._inodes.get(Ino(ino))
+            if inode is not None and inode is not self.root:
+                inode.lookups -= count
+                self.drop_if_unused(inode)
+
+    def drop_if_unused(self, inode: Inode) -> None:
+        """Drop an inode that nobody knows and that has nothing to store."""
+        if inode.lookups > 0 or inode.file is not None or inode is self.root:
+            return
+        self._inodes.pop(inode.ino, None)
+        if inode.dir_fd >= 0:
+            os.close(inode.dir_fd)
+            inode.dir_fd = -1
+            self._dir_fds.pop(inode, None)
+        if inode.pin >= 0:
+            os.close(inode.pin)
+            inode.pin = -1
+
+    def close(self) -> None:
+        """Let go of every descriptor but the root's."""
+        for inode in self:
+            inode.lookups = 0
+            self.drop_if_unused(inode)

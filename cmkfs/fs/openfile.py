@@ -1,0 +1,455 @@
+"""One file of the vault while it is open or not settled: read, write, truncate, fsync, settle.
+
+The rules are those of docs/format.md, 8.2 to 8.5; where bytes are is `format.layout`, how they are sealed is
+`crypto.content`, who may have the key is `keys.keyring`. Everything runs on the event loop; only calls that
+wait for the disk or the token are awaited, and the file's lock spans each request from first pread to last
+pwrite.
+"""
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from cmkfs.crypto.content import ZERO_PAGE, ContentCipher
+from cmkfs.crypto.dek import FileKey, ReadSlots
+from cmkfs.errors import Damaged
+from cmkfs.format.header import MAX_HOLE_RANGES, SLOT_OFFSETS, Identity, Slot, State
+from cmkfs.format.holes import Holes
+from cmkfs.format.layout import (
+    BLOCK,
+    MAX_PLAIN_SIZE,
+    PAGE,
+    block_count,
+    block_length,
+    blocks_end,
+    cipher_off,
+    cipher_size,
+)
+from cmkfs.fs.backing import Backing
+from cmkfs.fs.inodes import Inode
+from cmkfs.fs.rwlock import RWLock
+from cmkfs.keys.keyring import Keyring, Lease
+from cmkfs.keys.zone import Zone, ZoneState
+
+_RANGES_IN_MEMORY = 256
+"""More hole ranges than this are merged in memory too: a merge only accepts zeros where nothing was lost anyway."""
+
+
+@dataclass(frozen=True, slots=True)
+class SealedClean:
+    """A clean slot, sealed while the key was there, good if the file has not changed since `changes`."""
+
+    slot: Slot
+    data: bytes
+    changes: int
+
+
+class OpenFile:
+    """The state of one file. `inode.file` is this object from the first open until it is settled and closed."""
+
+    def __init__(
+        self,
+        backing: Backing,
+        keyring: Keyring,
+        inode: Inode,
+        fd: int,
+        identity: Identity,
+        lease: Lease,
+        slots: ReadSlots,
+        on_dirty: Callable[["OpenFile"], None],
+    ) -> None:
+        slot = slots.slot
+        self.backing = backing
+        self.inode = inode
+        self.fd = fd
+        self.identity = identity
+        self.zone: Zone = lease.zone
+        self.size = slot.size
+        self.state = slot.state
+        self.floor = slot.size
+        self.generation = slot.generation
+        self.holes = slot.holes
+        self.handles = 0
+        self.changes = 0
+        self.durable_changes = 0
+        self.unsynced_bytes = 0
+        self.sync_failed = False
+        self.sealed_clean: SealedClean | None = None
+        self.lock = RWLock()
+        self._keyring = keyring
+        self._lease: Lease | None = lease
+        self._listed = slot.holes
+        self._sequence = slot.sequence
+        self._slot_number = slots.number
+        self._backing_end = os.fstat(fd).st_size
+        self._on_dirty = on_dirty
+
+    # -- the key ---------------------------------------------------------------------------------
+
+    async def _reading_key(self) -> FileKey:
+        """The key, for what is given out. Raises Locked, Disabled, …"""
+        self.zone.check()
+        if self._lease is None or not self._lease.valid:
+            self._lease = await self._keyring.lease(self.zone, self.identity)
+        return self._lease.key
+
+    async def _storing_key(self) -> FileKey:
+        """The key, for dirty pages that the kernel hands over: also while a lock settles."""
+        if self.zone.state is ZoneState.SETTLING and self._lease is not None:
+            return self._lease.key
+        return await self._reading_key()
+
+    async def renew_lease(self) -> None:
+        """After an unlock: have the key again before it is needed. Raises Locked, Disabled, …"""
+        await self._reading_key()
+
+    def drop_key(self) -> None:
+        """The lock has come: nothing of this file can be opened or sealed any more."""
+        self._lease = None
+
+    # -- read ------------------------------------------------------------------------------------
+
+    async def read(self, plain_off: int, length: int) -> bytes:
+        """Plain bytes from `plain_off`: all that were asked for, fewer only at the end of the file.
+
+        Raises Damaged if a block does not authenticate, Locked and its kind if the key may not be used now.
+        """
+        key = await self._reading_key()
+        if self.lock.free_to_read:
+            length = min(length, self.size - plain_off)
+            if length <= 0:
+                return b""
+            first, count = _blocks_of(plain_off, length)
+            pages = self.backing.read(self.fd, count * PAGE, cipher_off(first))
+            if pages is not None:
+                return self._open_pages(key.content, pages, first, plain_off, length)
+        async with self.lock.reading():
+            length = min(length, self.size - plain_off)
+            if length <= 0:
+                return b""
+            first, count = _blocks_of(plain_off, length)
+            pages = await self._fetch(first, count)
+            key = await self._reading_key()
+            return self._open_pages(key.content, pages, first, plain_off, length)
+
+    async def _fetch(self, first: int, count: int) -> bytes:
+        pages = self.backing.read(self.fd, count * PAGE, cipher_off(first))
+        if pages is None:
+            pages = await trio.to_thread.run_sync(
+                self.backing.read_blocking, self.fd, count * PAGE, cipher_off(first)
+            )
+        return pages
+
+    def _open_pages(self, content: ContentCipher, pages: bytes, first: int, plain_off: int, length: int) -> bytes:
+        view, newest = memoryview(pages), self.generation + 1
+        last = (plain_off + length - 1) // BLOCK
+        pieces = []
+        for block in range(first, last + 1):
+            at = (block - first) * PAGE
+            pieces.append(self._open_page(content, block, view[at : at + PAGE], newest))
+        start = plain_off - first * BLOCK
+        return b"".join(pieces)[start : start + length]
+
+    def _open_page(self, content: ContentCipher, block: int, page: memoryview, newest: int) -> bytes:
+        """The plain bytes of a block, padded to a full one. Raises Damaged."""
+        if len(page) < PAGE:
+            raise Damaged(f"block {block} is cut off")
+        if not page[0] and block in self.holes and page == ZERO_PAGE:
+            return bytes(BLOCK)
+        opened = content.open(block, page, newest)
+        if opened.length < block_length(self.size, block):
+            raise Damaged(f"block {block} is shorter than the file needs")
+        return opened.plain
+
+    async def _old_block(self, key: FileKey, block: int) -> bytes:
+        """The plain bytes that a block has now, without what pads it."""
+        pages = await self._fetch(block, 1)
+        plain = self._open_page(key.content, block, memoryview(pages), self.generation + 1)
+        return plain[: block_length(self.size, block)]
+
+    # -- write -----------------------------------------------------------------------------------
+
+    async def write(self, plain_off: int, data: bytes) -> int:
+        """Store `data` at `plain_off`; what is between the old end and there becomes a hole. Gives len(data).
+
+        Raises OSError (ENOSPC, EFBIG, …) with the file as long as it was.
+        """
+        end = plain_off + len(data)
+        if end > MAX_PLAIN_SIZE:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        async with self.lock.writing():
+            key = await self._storing_key()
+            first, last = plain_off // BLOCK, (end - 1) // BLOCK
+            head = await self._kept_before(key, plain_off)
+            tail = await self._kept_after(key, end)
+            await self._fill_last_block(key, before=first)
+            self._begin_dirty(key)
+            content = head + data + tail if head or tail else data
+            sealed = key.content.seal(first, content, self.generation)
+            self._put(sealed, first)
+            if first > block_count(self.size):
+                self._add_holes(block_count(self.size), first)
+            self._remove_holes(first, last + 1)
+            self.size = max(self.size, end)
+            self._changed(len(data))
+        return len(data)
+
+    async def _kept_before(self, key: FileKey, plain_off: int) -> bytes:
+        """What the first block keeps in front of `plain_off`: old bytes, then zeros from the old end on."""
+        block, start = divmod(plain_off, BLOCK)
+        if not start:
+            return b""
+        old = await self._old_block(key, block) if block_length(self.size, block) else b""
+        return old[:start].ljust(start, b"\0")
+
+    async def _kept_after(self, key: FileKey, end: int) -> bytes:
+        """What the last block keeps behind `end`."""
+        block, stop = divmod(end, BLOCK)
+        if not stop or block_length(self.size, block) <= stop:
+            return b""
+        return (await self._old_block(key, block))[stop:]
+
+    async def _fill_last_block(self, key: FileKey, *, before: int) -> None:
+        """Seal a partial last block as a full one if the file will go on in block `before` or later."""
+        block, length = divmod(self.size, BLOCK)
+        if length and block < before:
+            old = await self._old_block(key, block)
+            self._begin_dirty(key)
+            self._put(key.content.seal(block, old.ljust(BLOCK, b"\0"), self.generation), block)
+
+    def _put(self, sealed: bytes, first: int) -> None:
+        at = cipher_off(first)
+        try:
+            if at < self._backing_end:
+                self.backing.overwrite(self.fd, sealed, at)
+            else:
+                self.backing.append(self.fd, sealed, at)
+        except OSError:
+            self._undo_growth()
+            raise
+        self._backing_end = max(self._backing_end, at + len(sealed))
+
+    def _undo_growth(self) -> None:
+        """A write failed half-way (disk full): nothing beyond the old end may stay, or a crash would show it."""
+        self.changes += 1
+        keep = max(blocks_end(self.size), PAGE)
+        if os.fstat(self.fd).st_size > keep:
+            self.backing.set_size(self.fd, keep)
+        self._backing_end = keep
+
+    def _add_holes(self, first: int, stop: int) -> None:
+        self.holes = self.holes.add(first, stop).at_most(_RANGES_IN_MEMORY)
+
+    def _remove_holes(self, first: int, stop: int) -> None:
+        if self.holes:
+            self.holes = self.holes.remove(first, stop).at_most(_RANGES_IN_MEMORY)
+
+    def _changed(self, count: int) -> None:
+        self.changes += 1
+        self.unsynced_bytes += count
+        self.sealed_clean = None
+
+    # -- truncate --------------------------------------------------------------------------------
+
+    async def truncate(self, plain_size: int) -> None:
+        """Make the file `plain_size` bytes long. To zero without extended attributes is `replace_content`."""
+        if plain_size > MAX_PLAIN_SIZE:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        async with self.lock.writing():
+            key = await self._storing_key()
+            if plain_size > self.size:
+                await self._grow(key, plain_size)
+            elif plain_size < self.size:
+                await self._shrink(key, plain_size)
+
+    async def _grow(self, key: FileKey, plain_size: int) -> None:
+        """A hole at the end; a partial last block is sealed, so that no file ends inside a hole."""
+        block, length = divmod(plain_size, BLOCK)
+        old_block, old_length = divmod(self.size, BLOCK)
+        if old_length and old_block == block:
+            old = await self._old_block(key, block)
+            self._begin_dirty(key)
+            self._put(key.content.seal(block, old.ljust(length, b"\0"), self.generation), block)
+        else:
+            await self._fill_last_block(key, before=block_count(plain_size))
+            self._begin_dirty(key)
+            if length:
+                self._put(key.content.seal(block, bytes(length), self.generation), block)
+            elif self._backing_end < blocks_end(plain_size):
+                self.backing.set_size(self.fd, blocks_end(plain_size))
+                self._backing_end = blocks_end(plain_size)
+            self._add_holes(block_count(self.size), block)
+        self.size = plain_size
+        self._changed(0)
+
+    async def _shrink(self, key: FileKey, plain_size: int) -> None:
+        """Below the floor: first a durable slot with the new floor, then the cut."""
+        block, length = divmod(plain_size, BLOCK)
+        last = await self._old_block(key, block) if length else b""
+        if self.state is State.CLEAN:
+            self._begin_dirty(key, floor=plain_size)
+            await self._sync_slot()
+        elif plain_size < self.floor:
+            self.floor = plain_size
+            self._write_slot(key, self._dirty_slot())
+            await self._sync_slot()
+        if length:
+            self._put(key.content.seal(block, last[:length], self.generation), block)
+        self._remove_holes(block_count(plain_size) - (1 if length else 0), 2**63)
+        self.size = plain_size
+        self.backing.set_size(self.fd, blocks_end(plain_size))
+        self._backing_end = blocks_end(plain_size)
+        self._changed(0)
+
+    async def _sync_slot(self) -> None:
+        try:
+            await self.backing.fsync(self.fd)
+        except OSError:
+            self.sync_failed = True
+            raise
+
+    async def replace_content(self, identity: Identity, lease: Lease) -> None:
+        """Truncate to zero: the backing is emptied and gets a new header, with nothing to sync (docs/format.md, 8.5)."""
+        async with self.lock.writing():
+            self.zone.check()
+            os.ftruncate(self.fd, 0)
+            self.identity, self._lease = identity, lease
+            self.holes = self._listed = Holes.NONE
+            self.size = self.floor = self.generation = 0
+            self._sequence, self._slot_number, self._backing_end = 0, 1, 0
+            was_clean, self.state = self.state is State.CLEAN, State.DIRTY
+            self._changed(0)
+            if was_clean:
+                self._on_dirty(self)
+            try:
+                self.backing.append(self.fd, new_header(identity, lease.key), 0)
+            except OSError:
+                self.sync_failed = True  # without a header it must not be called settled: recovery gives it one
+                raise
+            self._sequence, self._backing_end = 2, PAGE
+
+    # -- slots -----------------------------------------------------------------------------------
+
+    def _begin_dirty(self, key: FileKey, floor: int | None = None) -> None:
+        if self.state is State.DIRTY:
+            return
+        self.floor = self.size if floor is None else floor
+        self.generation += 1
+        self.state = State.DIRTY
+        self._write_slot(key, self._dirty_slot())
+        self._on_dirty(self)
+
+    def _dirty_slot(self) -> Slot:
+        listed = self._listed.union(self.holes).at_most(MAX_HOLE_RANGES)
+        return Slot(self._sequence + 1, self.generation, State.DIRTY, self.floor, listed)
+
+    def _clean_slot(self) -> Slot:
+        listed = self.holes.at_most(MAX_HOLE_RANGES)
+        return Slot(self._sequence + 1, self.generation, State.CLEAN, self.size, listed)
+
+    def _write_slot(self, key: FileKey, slot: Slot) -> None:
+        self._write_sealed_slot(slot, key.seal_slot(1 - self._slot_number, slot))
+
+    def _write_sealed_slot(self, slot: Slot, data: bytes) -> None:
+        number = 1 - self._slot_number
+        self.backing.overwrite(self.fd, data, SLOT_OFFSETS[number])
+        self._slot_number, self._sequence, self._listed = number, slot.sequence, slot.holes
+
+    # -- durability ------------------------------------------------------------------------------
+
+    async def fsync(self) -> None:
+        """What was written before is durable when this returns: one fsync of the backing. Raises OSError."""
+        async with self.lock.reading():
+            changes = self.changes
+            if self.state is State.DIRTY:
+                await self._make_recoverable()
+            await self._sync_slot()
+            self.durable_changes = max(self.durable_changes, changes)
+            self.unsynced_bytes = 0
+
+    async def _make_recoverable(self) -> None:
+        """What recovery needs to find all that is synced: the size, and every hole listed."""
+        before = os.fstat(self.fd)
+        if not self._listed.covers(self.holes):
+            key = await self._storing_key()
+            self._write_slot(key, self._dirty_slot())
+        self._set_remainder()
+        os.utime(self.fd, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    def _set_remainder(self) -> None:
+        if self._backing_end != cipher_size(self.size):
+            os.ftruncate(self.fd, cipher_size(self.size))
+            self._backing_end = cipher_size(self.size)
+
+    @property
+    def needs_sync(self) -> bool:
+        """True if something was written since the last fsync that came back without an error."""
+        return self.changes != self.durable_changes
+
+    def seal_clean(self) -> None:
+        """Prepare the clean slot while the key is there; `settle` writes it once everything else is durable."""
+        if self.state is State.DIRTY and self._lease is not None and not self.sync_failed:
+            slot = self._clean_slot()
+            data = self._lease.key.seal_slot(1 - self._slot_number, slot)
+            self.sealed_clean = SealedClean(slot, data, self.changes)
+
+    def settle(self, changes: int) -> bool:
+        """Write the clean slot if nothing changed since `changes`, all of which is durable; True if it is clean now.
+
+        The slot itself is not synced: until it is on the disk the file is dirty, which loses nothing.
+        """
+        if self.state is State.CLEAN:
+            return True
+        if self.changes != changes or self.lock.busy or self.sync_failed:
+            return False
+        if self.sealed_clean is None or self.sealed_clean.changes != changes:
+            self.seal_clean()
+        sealed = self.sealed_clean
+        if sealed is None or sealed.slot.sequence != self._sequence + 1:
+            return False
+        before = os.fstat(self.fd)
+        self._set_remainder()
+        self._write_sealed_slot(sealed.slot, sealed.data)
+        os.utime(self.fd, ns=(before.st_atime_ns, before.st_mtime_ns))
+        self.state, self.floor, self.sealed_clean, self.unsynced_bytes = State.CLEAN, self.size, None, 0
+        self.durable_changes = changes
+        return True
+
+    async def cut_to(self, plain_size: int) -> None:
+        """Recovery: end the file at `plain_size`, whatever lies beyond (docs/format.md, 8.4)."""
+        async with self.lock.writing():
+            key = await self._storing_key()
+            self.size = plain_size
+            block, length = divmod(plain_size, BLOCK)
+            self._begin_dirty(key)
+            if length:
+                pages = await self._fetch(block, 1)
+                try:
+                    plain = key.content.open(block, pages, self.generation + 1)
+                except Damaged:
+                    plain = None  # its bytes are below the floor: reads of it are EIO, the rest is served
+                if plain is not None and plain.length > length:
+                    self._put(key.content.seal(block, plain.plain[:length], self.generation), block)
+            self._remove_holes(block_count(plain_size), 2**63)
+            self.backing.set_size(self.fd, blocks_end(plain_size))
+            self._backing_end = blocks_end(plain_size)
+            self._changed(0)
+
+    def close(self) -> None:
+        """Let go of the backing file."""
+        os.close(self.fd)
+
+
+def new_header(identity: Identity, key: FileKey) -> bytes:
+    """The header page of an empty file: both slots filled, dirty, with floor 0."""
+    slots = [Slot(number + 1, 0, State.DIRTY, 0) for number in (0, 1)]
+    return identity.to_bytes() + b"".join(key.seal_slot(number, slot) for number, slot in enumerate(slots))
+
+
+def _blocks_of(plain_off: int, length: int) -> tuple[int, int]:
+    """First block and number of blocks that hold `length` bytes from `plain_off`."""
+    first = plain_off // BLOCK
+    return first, (plain_off + length - 1) // BLOCK + 1 - first

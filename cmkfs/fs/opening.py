@@ -1,0 +1,209 @@
+"""First open of a file: header, key, slots, and where the file ends (docs/format.md, 8.4).
+
+`FileOpener.open` gives the `OpenFile` of an inode; the second opener of the same inode gets the same one.
+"""
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from cmkfs.crypto.content import ZERO_PAGE, ContentCipher
+from cmkfs.errors import Damaged
+from cmkfs.format.header import Identity, Slot, State, is_unwritten
+from cmkfs.format.layout import BLOCK, PAGE, cipher_off, plain_size_of
+from cmkfs.format.verdict import Verdict, judge
+from cmkfs.fs.backing import Backing
+from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fs.openfile import OpenFile, new_header
+from cmkfs.keys.keyring import Keyring, Lease
+from cmkfs.keys.zone import Zone
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The header page as read, and the identity in it."""
+
+    page: bytes
+    identity: Identity
+
+
+class FileOpener:
+    """Opens the regular files of a mount."""
+
+    def __init__(
+        self, backing: Backing, inodes: InodeTable, keyring: Keyring, on_dirty: Callable[[OpenFile], None]
+    ) -> None:
+        self._backing = backing
+        self._inodes = inodes
+        self._keyring = keyring
+        self._on_dirty = on_dirty
+        self._opening: dict[Inode, trio.Event] = {}
+        self._living_ids: dict[bytes, OpenFile] = {}
+        self.recovering = False
+
+    async def open(self, inode: Inode, zone: Zone) -> OpenFile:
+        """The open file of an inode; the caller raises `handles`. Raises Damaged, Locked, OSError, …"""
+        while inode.file is None:
+            under_way = self._opening.get(inode)
+            if under_way is not None:
+                await under_way.wait()
+                continue
+            self._opening[inode] = trio.Event()
+            try:
+                await self._open_first(inode, zone)
+            finally:
+                self._opening.pop(inode).set()
+        zone.check()
+        return inode.file
+
+    async def _open_first(self, inode: Inode, zone: Zone) -> None:
+        fd = self._open_backing(inode)
+        try:
+            file = await self._load(inode, zone, fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        inode.file = file
+        self._living_ids[file.identity.file_id] = file
+
+    def _open_backing(self, inode: Inode) -> int:
+        if self._backing.read_only:
+            return self._inodes.open(inode, os.O_RDONLY)
+        try:
+            return self._inodes.open(inode, os.O_RDWR)
+        except PermissionError:
+            # A mount of an ordinary user: a file that its owner may only read is served read-only.
+            return self._inodes.open(inode, os.O_RDONLY)
+
+    async def _load(self, inode: Inode, zone: Zone, fd: int) -> OpenFile:
+        page = await self._pages(fd, 1, 0)
+        if self.recovering and is_unwritten(page):
+            return await self._give_header(inode, zone, fd)
+        identity = Identity.from_bytes(page)
+        twin = self._living_ids.get(identity.file_id)
+        if twin is not None and twin.inode.file is twin and twin.inode is not inode:
+            raise Damaged("two files with one id")
+        lease = await self._keyring.lease(zone, identity)
+        slots = lease.key.read_slots(page)
+        backing_size = os.fstat(fd).st_size
+        verdict = judge(slots.slot, backing_size, recovering=self.recovering)
+        file = OpenFile(self._backing, self._keyring, inode, fd, identity, lease, slots, self._on_dirty)
+        if verdict is Verdict.SCAN:
+            await self._end_dirty_file(file, lease.key.content, slots.slot, backing_size)
+        elif verdict is Verdict.CUT or self.recovering:
+            await self._end_clean_file(file, lease.key.content, slots.slot, verdict)
+        return file
+
+    async def _end_clean_file(self, file: OpenFile, content: ContentCipher, slot: Slot, verdict: Verdict) -> None:
+        """An unsynced session may have left blocks beyond the size, or a last block that is longer."""
+        if verdict is Verdict.AS_IS and not await self._last_block_is_longer(file, content, slot):
+            return
+        if not self._backing.read_only:
+            await file.cut_to(slot.size)
+
+    async def _last_block_is_longer(self, file: OpenFile, content: ContentCipher, slot: Slot) -> bool:
+        block, length = divmod(slot.size, BLOCK)
+        if not length:
+            return False
+        page = await self._pages(file.fd, 1, cipher_off(block))
+        try:
+            return content.open(block, page, slot.generation + 1).length > length
+        except (Damaged, IndexError):
+            return False  # reads of this block will be EIO; the rest of the file is served
+
+    async def _end_dirty_file(self, file: OpenFile, content: ContentCipher, slot: Slot, backing_size: int) -> None:
+        size = await self._find_end(file.fd, content, slot, backing_size)
+        file.state, file.floor = State.DIRTY, slot.size
+        if self._backing.read_only:
+            file.size = size
+            return
+        await file.cut_to(size)
+        if not self.recovering and file.inode.lookups and plain_size_of(backing_size) != size:
+            await self._retell_size(file)
+        self._on_dirty(file)
+
+    async def _find_end(self, fd: int, content: ContentCipher, slot: Slot, backing_size: int) -> int:
+        """Where a dirty file ends: at the first block from the floor on that is not whole."""
+        block, pages = slot.size // BLOCK, backing_size // PAGE - 1
+        while block < pages:
+            page = await self._pages(fd, 1, cipher_off(block))
+            if not (block in slot.holes and page == ZERO_PAGE):
+                try:
+                    length = content.open(block, page, slot.generation + 1).length
+                except Damaged:
+                    break
+                if length < BLOCK:
+                    return max(slot.size, block * BLOCK + length)
+            block += 1
+        return max(slot.size, block * BLOCK)
+
+    async def _retell_size(self, file: OpenFile) -> None:
+        """The kernel was told a size that reads do not honour, and never takes a smaller one for an inode it knows.
+
+        A new generation behind the same number makes it look the name up again; ESTALE makes it do so now.
+        """
+        await file.fsync()
+        file.settle(file.changes)
+        file.inode.generation += 1
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    async def _give_header(self, inode: Inode, zone: Zone, fd: int) -> OpenFile:
+        """A file whose header never reached the disk was never written: empty. Its attributes go with its id."""
+        identity, lease = await self._keyring.new_file(zone)
+        data = new_header(identity, lease.key)
+        if not self._backing.read_only:
+            os.ftruncate(fd, 0)
+            self._backing.append(fd, data, 0)
+            for name in os.listxattr(fd):
+                if name.startswith("user.cmkfs."):
+                    os.removexattr(fd, name)
+        file = OpenFile(
+            self._backing, self._keyring, inode, fd, identity, lease, lease.key.read_slots(data), self._on_dirty
+        )
+        self._on_dirty(file)
+        return file
+
+    def created(self, inode: Inode, fd: int, new: tuple[Identity, Lease]) -> OpenFile:
+        """Write the header of a file that was just created and give its open file. Raises OSError (ENOSPC)."""
+        identity, lease = new
+        data = new_header(identity, lease.key)
+        self._backing.append(fd, data, 0)
+        slots = lease.key.read_slots(data)
+        file = OpenFile(self._backing, self._keyring, inode, fd, identity, lease, slots, self._on_dirty)
+        inode.file = file
+        self._living_ids[identity.file_id] = file
+        file.changes += 1
+        self._on_dirty(file)
+        return file
+
+    async def truncate_to_zero(self, file: OpenFile) -> None:
+        """Empty a file; its attributes are bound to its id, so only a file without any gets a new one."""
+        if any(name.startswith("user.cmkfs.") for name in os.listxattr(file.fd)):
+            await file.truncate(0)
+            return
+        if not file.size:
+            return
+        identity, lease = await self._keyring.new_file(file.zone)
+        self._living_ids.pop(file.identity.file_id, None)
+        await file.replace_content(identity, lease)
+        self._living_ids[identity.file_id] = file
+
+    def release(self, file: OpenFile) -> None:
+        """Close a file that nobody has open: it is settled, or it has no name any more."""
+        inode = file.inode
+        if file.handles or inode.file is not file or (file.state is State.DIRTY and not inode.removed):
+            return
+        inode.file = None
+        if self._living_ids.get(file.identity.file_id) is file:
+            del self._living_ids[file.identity.file_id]
+        file.close()
+        self._inodes.drop_if_unused(inode)
+
+    async def _pages(self, fd: int, count: int, at: int) -> bytes:
+        pages = self._backing.read(fd, count * PAGE, at)
+        if pages is None:
+            pages = await trio.to_thread.run_sync(self._backing.read_blocking, fd, count * PAGE, at)
+        return pages

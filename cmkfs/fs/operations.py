@@ -1,0 +1,439 @@
+"""The FUSE requests, translated: kernel types in, one call down, one value back. Nothing is decided here.
+
+Who may is `keys.keyring`, names are `fs.namespace`, content is `fs.openfile`. A reply gives out data or
+attributes only if its zone serves at that moment: the last check stands right before the return, with no await
+between (a reply that overtook a lock would fill the kernel's cache again).
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from typing import Any
+
+import pyfuse3
+import trio
+
+from cmkfs.fs.attributes import Attributes
+from cmkfs.fs.backing import Backing
+from cmkfs.fs.directory import Directories, Directory, plain_names
+from cmkfs.fs.guard import Bugs, guarded
+from cmkfs.fs.handles import DirHandle, FileHandle, Handles
+from cmkfs.fs.inodes import ROOT_INO, Inode, InodeTable
+from cmkfs.fs.namespace import Namespace
+from cmkfs.fs.opening import FileOpener
+from cmkfs.fs.setattr import Setattr
+from cmkfs.fs.symlinks import Symlinks
+from cmkfs.fs.xattrs import Xattrs
+from cmkfs.keys.keyring import Keyring
+from cmkfs.keys.policies import Request
+from cmkfs.keys.zone import Zone, ZoneState
+from cmkfs.policy import Action
+
+_ANY = (Action.LIST, Action.READ, Action.WRITE, Action.CREATE, Action.DELETE)
+_BIG_DIRECTORY = 65_536
+"""Backing bytes of a directory from which its listing is read in a thread."""
+
+
+def _request(ctx: pyfuse3.RequestContext) -> Request:
+    return Request(ctx.uid, ctx.gid, ctx.pid)
+
+
+class Operations(pyfuse3.Operations):
+    """All handlers of a mount."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = True
+    enable_acl = False
+
+    def __init__(
+        self,
+        backing: Backing,
+        inodes: InodeTable,
+        directories: Directories,
+        namespace: Namespace,
+        opener: FileOpener,
+        keyring: Keyring,
+        attributes: Attributes,
+        setattr_: Setattr,
+        *,
+        no_xattrs: bool = False,
+    ) -> None:
+        super().__init__()
+        self._no_xattrs = no_xattrs
+        self._backing = backing
+        self._inodes = inodes
+        self._directories = directories
+        self._namespace = namespace
+        self._opener = opener
+        self._keyring = keyring
+        self._attributes = attributes
+        self._setattr = setattr_
+        self._symlinks = Symlinks(backing.root_fd)
+        self._xattrs = Xattrs(inodes, directories)
+        self.handles = Handles()
+        self.stored_while_settling = 0
+        self.refused_bytes = 0
+
+    @property
+    def bugs(self) -> int:
+        """How many handlers ended in an exception that nobody expected."""
+        return Bugs.count
+
+    # -- who and where ---------------------------------------------------------------------------
+
+    def zone_of(self, inode: Inode) -> Zone:
+        """The zone that decides about an inode: a directory's own, else its file's, else its directory's."""
+        if inode.file is not None:
+            return inode.file.zone
+        if inode.is_dir:
+            return self._directories.of(inode).zone
+        if not inode.places:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return self._directories.of(inode.places[-1][0]).zone
+
+    def directory_of(self, inode: Inode) -> Directory:
+        """The authenticated directory of an inode. Raises Damaged, Locked, …"""
+        return self._directories.of(inode)
+
+    def _allowed_in(self, parent: Inode, ctx: pyfuse3.RequestContext, action: Action) -> Directory:
+        directory = self._directories.of(parent)
+        self._keyring.authorize(directory.zone, _request(ctx), action)
+        return directory
+
+    def _allowed(self, inode: Inode, ctx: pyfuse3.RequestContext, *actions: Action) -> Zone:
+        zone = self.zone_of(inode)
+        for action in actions:
+            self._keyring.authorize(zone, _request(ctx), action)
+        return zone
+
+    def _entry(self, inode: Inode, found: os.stat_result) -> pyfuse3.EntryAttributes:
+        """An entry given to the kernel: from now on it knows the inode."""
+        entry = self._attributes.fill(inode, found)
+        inode.lookups += 1
+        return entry
+
+    # -- attributes ------------------------------------------------------------------------------
+
+    @guarded
+    async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        parent = self._inodes[parent_inode]
+        self._keyring.authorize_any(self._directories.of(parent).zone, _request(ctx), _ANY)
+        try:
+            return self._entry(*self._namespace.lookup(parent, name))
+        except FileNotFoundError:
+            return self._attributes.missing()
+
+    @guarded
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        node = self._inodes[inode]
+        if inode != ROOT_INO:
+            # The root always answers, or nothing could unmount it.
+            self._keyring.authorize_any(self.zone_of(node), _request(ctx), _ANY)
+        return self._attributes.of(node)
+
+    @guarded
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        node = self._inodes[inode]
+        handle = self.handles.files.get(fh) if fh is not None else None
+        if handle is None or not handle.writable:
+            self._allowed(node, ctx, Action.WRITE)
+        zone = self.zone_of(node)
+        await self._setattr.apply(node, zone, attr, fields, ctx.uid)
+        if zone.state is not ZoneState.SETTLING:
+            zone.check()
+        return self._attributes.of(node)
+
+    @guarded
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        found, answer = os.fstatvfs(self._backing.root_fd), pyfuse3.StatvfsData()
+        for name in ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail"):
+            setattr(answer, name, getattr(found, name))
+        answer.f_namemax = 255
+        return answer
+
+    @guarded
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        self._inodes.forget(inode_list)
+
+    # -- names -----------------------------------------------------------------------------------
+
+    @guarded
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        parent = self._inodes[parent_inode]
+        self._allowed_in(parent, ctx, Action.CREATE)
+        return self._entry(*self._namespace.mkdir(parent, name, mode, _request(ctx)))
+
+    @guarded
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        parent = self._inodes[parent_inode]
+        self._allowed_in(parent, ctx, Action.CREATE)
+        if stat.S_ISREG(mode):
+            inode = await self._create(parent, name, mode, _request(ctx))
+            return self._entry(inode, self._inodes.stat(inode))
+        return self._entry(*self._namespace.mknod(parent, name, mode, rdev, _request(ctx)))
+
+    @guarded
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        parent = self._inodes[parent_inode]
+        self._allowed_in(parent, ctx, Action.CREATE)
+        return self._entry(*self._namespace.symlink(parent, name, target, _request(ctx)))
+
+    @guarded
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        parent = self._inodes[new_parent_inode]
+        self._allowed_in(parent, ctx, Action.CREATE)
+        return self._entry(*self._namespace.link(self._inodes[inode], parent, new_name))
+
+    @guarded
+    async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        parent = self._inodes[parent_inode]
+        self._allowed_in(parent, ctx, Action.DELETE)
+        self._lost_name(self._namespace.unlink(parent, name))
+
+    @guarded
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        parent = self._inodes[parent_inode]
+        self._allowed_in(parent, ctx, Action.DELETE)
+        self._lost_name(self._namespace.rmdir(parent, name))
+
+    @guarded
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        old, new = self._inodes[parent_inode_old], self._inodes[parent_inode_new]
+        self._allowed_in(old, ctx, Action.DELETE)
+        self._allowed_in(new, ctx, Action.CREATE)
+        self._lost_name(self._namespace.rename(old, name_old, new, name_new, flags))
+
+    def _lost_name(self, inode: Inode | None) -> None:
+        """A file that has no name and no handle any more needs neither its descriptor nor settling."""
+        if inode is not None and inode.file is not None:
+            self._opener.release(inode.file)
+
+    @guarded
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        node = self._inodes[inode]
+        zone = self.zone_of(node)
+        self._keyring.authorize_any(zone, _request(ctx), _ANY)
+        dir_fd, name = self._inodes.place(node)
+        return self._symlinks.open(zone, os.readlink(name, dir_fd=dir_fd))
+
+    # -- directories -----------------------------------------------------------------------------
+
+    @guarded
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        node = self._inodes[inode]
+        self._allowed(node, ctx, Action.LIST)
+        return self.handles.add_directory(DirHandle(node, _request(ctx)))
+
+    @guarded
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        handle = self.handles.directories[fh]
+        if start_id == 0:
+            await self._list(handle)
+        directory = self._directories.of(handle.inode)
+        self._keyring.authorize(directory.zone, handle.request, Action.LIST)
+        dir_fd = self._inodes.dir_fd(handle.inode)
+        for number in range(start_id, len(handle.entries)):
+            if not self._reply_entry(handle, dir_fd, number, token):
+                return
+
+    def _reply_entry(self, handle: DirHandle, dir_fd: int, number: int, token: pyfuse3.ReaddirToken) -> bool:
+        """Give one entry of a listing to the kernel; False if its buffer is full."""
+        name, entry = handle.entries[number]
+        if not entry:
+            return pyfuse3.readdir_reply(token, name, self._dot(handle.inode, name), number + 1)
+        try:
+            found = os.stat(entry, dir_fd=dir_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return True  # removed since the listing was read
+        inode = self._inodes.learn(found, handle.inode, entry)
+        if not pyfuse3.readdir_reply(token, name, self._attributes.fill(inode, found), number + 1):
+            self._inodes.drop_if_unused(inode)
+            return False
+        inode.lookups += 1
+        return True
+
+    def _dot(self, inode: Inode, name: bytes) -> pyfuse3.EntryAttributes:
+        if name == b".." and inode.places:
+            inode = inode.places[-1][0]
+        return self._attributes.of(inode)
+
+    async def _list(self, handle: DirHandle) -> None:
+        """Read the directory anew: what is there all the time is in it exactly once."""
+        directory = self._directories.of(handle.inode)
+        fd = self._inodes.open(handle.inode, os.O_RDONLY)
+        try:
+            if os.fstat(fd).st_size < _BIG_DIRECTORY:
+                listed = os.listdir(fd)
+            else:
+                listed = await trio.to_thread.run_sync(os.listdir, fd)
+            entries = [os.fsencode(name) for name in listed]
+            handle.entries = [(b".", b""), (b"..", b""), *plain_names(directory, fd, entries)]
+        finally:
+            os.close(fd)
+
+    @guarded
+    async def releasedir(self, fh: int) -> None:
+        self.handles.directories.pop(fh, None)
+
+    @guarded
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        handle = self.handles.directories[fh]
+        self._directories.of(handle.inode)
+        await self._sync_directories(handle.inode)
+        fd = self._inodes.open(handle.inode, os.O_RDONLY)
+        try:
+            await self._backing.fsync(fd)
+        finally:
+            os.close(fd)
+
+    async def _sync_directories(self, inode: Inode) -> None:
+        """Make the names on the way to an inode durable where one fsync does not do it for all (btrfs)."""
+        if self._backing.kind.orders_names:
+            return
+        for directory in self._namespace.unsynced_directories_above(inode):
+            fd = self._inodes.open(directory, os.O_RDONLY)
+            try:
+                await self._backing.fsync(fd)
+            finally:
+                os.close(fd)
+
+    # -- files -----------------------------------------------------------------------------------
+
+    @guarded
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        node = self._inodes[inode]
+        zone = self._allowed(node, ctx, *_actions(flags))
+        file = await self._opener.open(node, zone)
+        number = self.handles.add_file(FileHandle(file, _request(ctx), flags))
+        try:
+            if flags & os.O_TRUNC:
+                await self._setattr.truncate(file, 0, ctx.uid)
+            zone.check()
+        except BaseException:
+            await self.release(number)
+            raise
+        return pyfuse3.FileInfo(fh=number, keep_cache=True)
+
+    @guarded
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        parent = self._inodes[parent_inode]
+        directory = self._allowed_in(parent, ctx, Action.CREATE)
+        for action in _actions(flags & ~os.O_TRUNC):
+            self._keyring.authorize(directory.zone, _request(ctx), action)
+        inode = await self._create(parent, name, mode, _request(ctx))
+        assert inode.file is not None
+        number = self.handles.add_file(FileHandle(inode.file, _request(ctx), flags))
+        return pyfuse3.FileInfo(fh=number, keep_cache=True), self._entry(inode, os.fstat(inode.file.fd))
+
+    async def _create(self, parent: Inode, name: bytes, mode: int, request: Request) -> Inode:
+        """A new empty file, its header written."""
+        directory = self._directories.of(parent)
+        new = await self._keyring.new_file(directory.zone)
+        inode, fd = self._namespace.create(parent, name, mode, request)
+        try:
+            self._opener.created(inode, fd, new)
+        except OSError:
+            os.close(fd)
+            self._namespace.undo_create(parent, name, inode)
+            raise
+        return inode
+
+    @guarded
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        return await self.handles.files[fh].file.read(off, size)
+
+    @guarded
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        handle = self.handles.files[fh]
+        zone = handle.file.zone
+        if zone.state is ZoneState.SETTLING:
+            self.stored_while_settling += len(buf)
+        elif zone.state is ZoneState.LOCKED:
+            self.refused_bytes += len(buf)
+        written = await handle.file.write(off, buf)
+        await self._setattr.after_write(handle.file, handle.request.uid)
+        return written
+
+    @guarded
+    async def flush(self, fh: int) -> None:
+        # Everything is with the daemon by now; answering so once saves a request for each close.
+        raise pyfuse3.FUSEError(errno.ENOSYS)
+
+    @guarded
+    async def release(self, fh: int) -> None:
+        handle = self.handles.files.pop(fh, None)
+        if handle is not None:
+            handle.file.handles -= 1
+            self._opener.release(handle.file)
+
+    @guarded
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        file = self.handles.files[fh].file
+        file.zone.check()
+        await self._sync_directories(file.inode)
+        await file.fsync()
+
+    # -- extended attributes ---------------------------------------------------------------------
+
+    def _check_xattrs(self) -> None:
+        if self._no_xattrs:
+            # Answered once, ENOSYS keeps the kernel from asking before each write.
+            raise pyfuse3.FUSEError(errno.ENOSYS)
+
+    @guarded
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        self._check_xattrs()
+        node = self._inodes[inode]
+        return self._xattrs.get(node, self._allowed(node, ctx, Action.READ), name)
+
+    @guarded
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self._check_xattrs()
+        node = self._inodes[inode]
+        self._xattrs.set(node, self._allowed(node, ctx, Action.WRITE), name, value)
+
+    @guarded
+    async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self._check_xattrs()
+        node = self._inodes[inode]
+        self._xattrs.remove(node, self._allowed(node, ctx, Action.WRITE), name)
+
+    @guarded
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
+        self._check_xattrs()
+        node = self._inodes[inode]
+        return self._xattrs.names(node, self._allowed(node, ctx, Action.READ))
+
+
+def _actions(flags: int) -> tuple[Action, ...]:
+    """What opening with `flags` means to a policy."""
+    mode: Any = flags & os.O_ACCMODE
+    if mode == os.O_RDWR or (mode == os.O_RDONLY and flags & os.O_TRUNC):
+        return (Action.READ, Action.WRITE)
+    return (Action.WRITE,) if mode == os.O_WRONLY else (Action.READ,)

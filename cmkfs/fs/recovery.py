@@ -1,0 +1,193 @@
+"""Recovery after a session that did not end well: every file settled, every leftover swept, before anything is told.
+
+A crash never needs more than this, and this needs nothing but the next mount (docs/format.md, 8.4 and 9).
+"""
+
+import logging
+import os
+import stat
+from dataclasses import dataclass, field
+
+from cmkfs.errors import CmkfsError, Damaged
+from cmkfs.format.header import Slot, State, is_unwritten, peek_slot
+from cmkfs.format.layout import PAGE, plain_size_of
+from cmkfs.fs.backing import Backing
+from cmkfs.fs.directory import (
+    GONE_PREFIX,
+    LONG_PREFIX,
+    OWN_PREFIX,
+    SIDECAR_PREFIX,
+    TEMPORARY_PREFIX,
+    Directories,
+    plain_name,
+)
+from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fs.opening import FileOpener
+from cmkfs.fs.settle import Settler
+
+log = logging.getLogger(__name__)
+
+_BATCH = 1000
+
+
+@dataclass(slots=True)
+class Report:
+    """What recovery did, for the mount command and `status`."""
+
+    files_seen: int = 0
+    files_settled: int = 0
+    files_emptied: int = 0
+    leftovers_removed: int = 0
+    unreadable: list[str] = field(default_factory=list)
+
+    def facts(self) -> dict[str, object]:
+        """As JSON tells it."""
+        return {
+            "files_seen": self.files_seen,
+            "files_settled": self.files_settled,
+            "files_emptied": self.files_emptied,
+            "leftovers_removed": self.leftovers_removed,
+            "unreadable": self.unreadable,
+        }
+
+
+class Recovery:
+    """Walks the whole vault once. On a read-only backing nothing is written; sizes are kept in memory."""
+
+    def __init__(
+        self, backing: Backing, inodes: InodeTable, directories: Directories, opener: FileOpener, settler: Settler
+    ) -> None:
+        self._backing = backing
+        self._inodes = inodes
+        self._directories = directories
+        self._opener = opener
+        self._settler = settler
+        self.report = Report()
+        self.found_sizes: dict[int, int] = {}
+
+    async def run(self, unsettled_since: int) -> Report:
+        """Settle every file whose ctime (ns) is not older than `unsettled_since`. Raises OSError."""
+        self._opener.recovering = True
+        try:
+            await self._walk(unsettled_since)
+            await self._settle()
+        finally:
+            self._opener.recovering = False
+        for inode in self._inodes:
+            self._inodes.drop_if_unused(inode)
+        return self.report
+
+    async def _walk(self, unsettled_since: int) -> None:
+        # A stack, not recursion: directories may be nested deeper than Python's stack.
+        waiting = [self._inodes.root]
+        while waiting:
+            directory = waiting.pop()
+            try:
+                waiting += await self._directory(directory, unsettled_since)
+            except (CmkfsError, OSError) as error:
+                self._unreadable(directory, str(error))
+
+    async def _directory(self, parent: Inode, unsettled_since: int) -> list[Inode]:
+        zone_directory = self._directories.of(parent)
+        fd = self._inodes.open(parent, os.O_RDONLY)
+        try:
+            entries = [os.fsencode(name) for name in os.listdir(fd)]
+            self._sweep(fd, set(entries))
+            below = []
+            for entry in entries:
+                if entry.startswith(OWN_PREFIX):
+                    continue
+                found = os.stat(entry, dir_fd=fd, follow_symlinks=False)
+                if stat.S_ISREG(found.st_mode) and found.st_ctime_ns >= unsettled_since:
+                    await self._file(parent, entry, found)
+                elif stat.S_ISDIR(found.st_mode):
+                    plain_name(zone_directory, fd, entry)
+                    below.append(self._inodes.learn(found, parent, entry))
+            return below
+        finally:
+            os.close(fd)
+
+    async def _file(self, parent: Inode, entry: bytes, found: os.stat_result) -> None:
+        self.report.files_seen += 1
+        inode = self._inodes.learn(found, parent, entry)
+        if inode.ino in self.found_sizes or inode.file is not None:
+            return  # another link of a file that was looked at
+        try:
+            if self._looks_settled(inode, found):
+                self._inodes.drop_if_unused(inode)
+                return
+            await self._settle_file(inode, found)
+        except (CmkfsError, OSError) as error:
+            self._unreadable(inode, str(error))
+
+    def _looks_settled(self, inode: Inode, found: os.stat_result) -> bool:
+        """True for a clean slot that agrees with the length, not authenticated: opening it decides for good.
+
+        A last block longer than the size needs nothing: what lies beyond the size is never given out.
+        """
+        fd = self._inodes.open(inode, os.O_RDONLY)
+        try:
+            page = os.pread(fd, PAGE, 0)
+        finally:
+            os.close(fd)
+        if is_unwritten(page):
+            return False
+        slot: Slot | None = peek_slot(page)
+        if slot is None or slot.state is not State.CLEAN:
+            return False
+        return plain_size_of(found.st_size) == slot.size
+
+    async def _settle_file(self, inode: Inode, found: os.stat_result) -> None:
+        empty = found.st_size < PAGE
+        file = await self._opener.open(inode, self._directories.of(inode.places[-1][0]).zone)
+        if self._backing.read_only:
+            self.found_sizes[inode.ino] = file.size
+            file.state = State.CLEAN  # in memory: there is nothing that could be written
+            self._opener.release(file)
+            return
+        self.report.files_settled += 1
+        self.report.files_emptied += empty
+        self._opener.release(file)
+        if len(self._settler) >= _BATCH:
+            await self._settle()
+
+    async def _settle(self) -> None:
+        """Durable, then clean slots, then those durable too: only then are sizes told."""
+        if self._backing.read_only or not len(self._settler):
+            return
+        await self._settler.settle_all()
+        await self._backing.sync_whole()
+
+    def _sweep(self, fd: int, entries: set[bytes]) -> None:
+        """Remove what a crash left half-made or half-removed."""
+        if self._backing.read_only:
+            return
+        for entry in entries:
+            orphan = entry.startswith(SIDECAR_PREFIX) and LONG_PREFIX + entry[len(SIDECAR_PREFIX) :] not in entries
+            if not orphan and not entry.startswith((TEMPORARY_PREFIX, GONE_PREFIX)):
+                continue
+            self._remove(fd, entry)
+            self.report.leftovers_removed += 1
+
+    def _remove(self, fd: int, entry: bytes) -> None:
+        found = os.stat(entry, dir_fd=fd, follow_symlinks=False)
+        if not stat.S_ISDIR(found.st_mode):
+            os.unlink(entry, dir_fd=fd)
+            return
+        inside = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+        try:
+            names = [os.fsencode(name) for name in os.listdir(inside)]
+            if any(not name.startswith(OWN_PREFIX) for name in names):
+                raise Damaged("a half-removed directory that is not empty")
+            for name in names:
+                os.unlink(name, dir_fd=inside)
+        finally:
+            os.close(inside)
+        os.rmdir(entry, dir_fd=fd)
+
+    def _unreadable(self, inode: Inode, why: str) -> None:
+        name = os.fsdecode(inode.places[-1][1]) if inode.places else "."
+        log.warning("not settled: %s: %s", name, why)
+        self.report.unreadable.append(f"{name}: {why}")
+        if inode.file is None:
+            self._inodes.drop_if_unused(inode)

@@ -1,0 +1,77 @@
+"""Changing attributes: size, mode, owner, times, and the privileges that a change of content takes away."""
+
+import os
+import stat
+
+import pyfuse3
+import trio
+
+from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fs.openfile import OpenFile
+from cmkfs.fs.opening import FileOpener
+from cmkfs.keys.zone import Zone
+
+
+class Setattr:
+    """Applies SETATTR, and clears setuid and setgid where Linux does, since the kernel leaves that to the daemon."""
+
+    def __init__(self, inodes: InodeTable, opener: FileOpener) -> None:
+        self._inodes = inodes
+        self._opener = opener
+
+    async def apply(
+        self,
+        inode: Inode,
+        zone: Zone,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        uid: int,
+    ) -> None:
+        """Set all that `fields` names. Raises OSError, Damaged, Locked, …"""
+        if fields.update_size:
+            await self._resize(inode, zone, attr.st_size, uid)
+        if fields.update_mode or fields.update_uid or fields.update_gid or fields.update_atime or fields.update_mtime:
+            inode.may_be_setid = True
+            with self._inodes.reach(inode) as path:
+                self._change(path, attr, fields)
+
+    def _change(self, path: str, attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> None:
+        if fields.update_uid or fields.update_gid:
+            os.chown(path, attr.st_uid if fields.update_uid else -1, attr.st_gid if fields.update_gid else -1)
+        if fields.update_mode:
+            os.chmod(path, stat.S_IMODE(attr.st_mode))
+        if fields.update_atime or fields.update_mtime:
+            now = os.stat(path)
+            atime = attr.st_atime_ns if fields.update_atime else now.st_atime_ns
+            mtime = attr.st_mtime_ns if fields.update_mtime else now.st_mtime_ns
+            os.utime(path, ns=(atime, mtime))
+
+    async def _resize(self, inode: Inode, zone: Zone, size: int, uid: int) -> None:
+        file = await self._opener.open(inode, zone)
+        file.handles += 1
+        try:
+            await self.truncate(file, size, uid)
+        finally:
+            file.handles -= 1
+            self._opener.release(file)
+
+    async def truncate(self, file: OpenFile, size: int, uid: int) -> None:
+        """Set the size of an open file, as SETATTR or O_TRUNC wants it."""
+        if size == 0:
+            await self._opener.truncate_to_zero(file)
+        else:
+            await file.truncate(size)
+        await self.after_write(file, uid)
+
+    async def after_write(self, file: OpenFile, uid: int) -> None:
+        """Content changed: setuid and setgid go, unless root changed it (CAP_FSETID, inode(7))."""
+        if uid == 0 or not file.inode.may_be_setid:
+            return
+        mode = os.fstat(file.fd).st_mode
+        kept = mode & ~stat.S_ISUID
+        if mode & stat.S_IXGRP:
+            kept &= ~stat.S_ISGID
+        file.inode.may_be_setid = False
+        if kept != mode:
+            os.fchmod(file.fd, stat.S_IMODE(kept))
+            await trio.to_thread.run_sync(lambda: pyfuse3.invalidate_inode(file.inode.ino, attr_only=True))

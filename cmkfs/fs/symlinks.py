@@ -1,0 +1,84 @@
+"""Symlink targets in the vault: sealed, and cut into parts where one symlink cannot hold them (docs/format.md, 7)."""
+
+import os
+
+from cmkfs.crypto.zonekeys import TARGET_OVERHEAD
+from cmkfs.errors import Damaged
+from cmkfs.format import b64
+from cmkfs.keys.pool import random_id
+from cmkfs.keys.zone import Zone
+
+LINKS_DIR = b"cmkfs.links"
+MAX_TARGET = 4095
+_PART = 1000
+_SHORTEST_SEALED = 44
+
+
+class Symlinks:
+    """Reads and makes symlinks; parts lie in one directory of the vault, found by random ids, not by names."""
+
+    def __init__(self, root_fd: int) -> None:
+        self._root_fd = root_fd
+
+    def seal(self, zone: Zone, target: bytes) -> bytes:
+        """The backing target for a new symlink; parts, if it needs any, are made here."""
+        sealed = zone.keys.seal_target(target)
+        if len(sealed) <= _PART:
+            return sealed
+        link_id = b64.encode(random_id())
+        parts = [sealed[at : at + _PART] for at in range(0, len(sealed), _PART)]
+        for number, part in enumerate(parts):
+            os.symlink(part, self._part(link_id, number), dir_fd=self._root_fd)
+        return b".%b.%d.%d" % (link_id, len(parts), len(target))
+
+    def open(self, zone: Zone, backing_target: bytes) -> bytes:
+        """The plain target. Raises Damaged."""
+        if backing_target.startswith(b"."):
+            link_id, count, _ = _parse(backing_target)
+            try:
+                backing_target = b"".join(
+                    os.readlink(self._part(link_id, number), dir_fd=self._root_fd) for number in range(count)
+                )
+            except OSError as error:
+                raise Damaged("a part of a long symlink target is missing") from error
+        return zone.keys.open_target(backing_target)
+
+    def remove_parts(self, backing_target: bytes) -> None:
+        """The last link is gone: so are its parts. One that is gone already is no error."""
+        if not backing_target.startswith(b"."):
+            return
+        try:
+            link_id, count, _ = _parse(backing_target)
+        except Damaged:
+            return  # nothing that this vault made: there are no parts to remove
+        for number in range(count):
+            try:
+                os.unlink(self._part(link_id, number), dir_fd=self._root_fd)
+            except FileNotFoundError:
+                continue
+
+    @staticmethod
+    def plain_length(backing_size: int, dir_fd: int, name: bytes) -> int:
+        """The length of the plain target, as `stat` tells it."""
+        if backing_size >= _SHORTEST_SEALED:
+            return backing_size * 3 // 4 - TARGET_OVERHEAD
+        try:
+            return _parse(os.readlink(name, dir_fd=dir_fd))[2]
+        except Damaged:
+            return 0  # readlink will say EIO
+
+    @staticmethod
+    def _part(link_id: bytes, number: int) -> bytes:
+        return b"%b/%b.%d" % (LINKS_DIR, link_id, number)
+
+
+def _parse(backing_target: bytes) -> tuple[bytes, int, int]:
+    fields = backing_target.split(b".")
+    if len(fields) != 4 or fields[0] or len(b64.decode(fields[1])) != 16:
+        raise Damaged("a symlink in the vault that is none")
+    if not (fields[2].isdigit() and fields[3].isdigit()):
+        raise Damaged("a symlink in the vault that is none")
+    count, length = int(fields[2]), int(fields[3])
+    if not 1 <= count <= 8 or not 1 <= length <= MAX_TARGET:
+        raise Damaged("a symlink in the vault that is none")
+    return fields[1], count, length

@@ -1,0 +1,108 @@
+"""The vault's own records on disk: vault file, zone record, list of zones, session (docs/format.md, 2, 3, 5, 9)."""
+
+import os
+from pathlib import Path
+
+from cmkfs.crypto.zonekeys import SessionSeal, ZoneKeys
+from cmkfs.errors import Damaged, NotAVault
+from cmkfs.format import b64
+from cmkfs.format.vault import (
+    SESSION_SLOT,
+    Session,
+    SessionState,
+    VaultFile,
+    ZoneRecord,
+    ZoneRoot,
+)
+from cmkfs.fs.backing import Backing
+from cmkfs.keys.pool import random_id
+
+VAULT_FILE = "cmkfs.vault"
+SESSION_FILE = "cmkfs.session"
+ZONES_FILE = "cmkfs.zones"
+OWNER_FILE = "cmkfs.owner"
+ZONE_RECORD = "cmkfs.zone"
+_LARGEST_VAULT_FILE = 65_536
+
+
+def read_vault_file(vault: Path) -> VaultFile:
+    """The description of a vault. Raises NotAVault, UnknownFormat, Damaged."""
+    try:
+        with open(vault / VAULT_FILE, "rb") as file:
+            return VaultFile.from_bytes(file.read(_LARGEST_VAULT_FILE))
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotAVault(f"{vault} is not a vault") from None
+
+
+def read_zone_record(dir_fd: int) -> ZoneRecord:
+    """The zone record in a zone's root. Raises Damaged, UnknownFormat."""
+    try:
+        target = os.readlink(ZONE_RECORD.encode(), dir_fd=dir_fd)
+    except OSError as error:
+        raise Damaged("the root of a zone has no zone record") from error
+    return ZoneRecord.from_bytes(b64.decode(target))
+
+
+class VaultDir:
+    """The session record of an open vault, and its list of zones."""
+
+    def __init__(self, backing: Backing, vault: VaultFile, seal: SessionSeal) -> None:
+        self._backing = backing
+        self._vault = vault
+        self._seal = seal
+        self._number = 0
+
+    def zone_roots(self, root_keys: ZoneKeys) -> tuple[ZoneRoot, ...]:
+        """The zones below the root. Raises Damaged."""
+        return root_keys.open_zone_list(self._vault.vault_hash, self._read(ZONES_FILE))
+
+    def session(self) -> Session:
+        """The session that counts; one that a crash left half-written counts as open. Raises Damaged."""
+        data = self._read(SESSION_FILE)
+        slots: dict[int, Session] = {}
+        for number in (0, 1):
+            piece = data[number * SESSION_SLOT : (number + 1) * SESSION_SLOT]
+            session = self._seal.open(self._vault.vault_hash, number, piece)
+            if session is not None:
+                slots[number] = session
+        if not slots:
+            raise Damaged("the session record does not authenticate")
+        self._number = max(slots, key=lambda number: slots[number].sequence)
+        newest = slots[self._number]
+        if len(slots) == 2:
+            return newest
+        return Session(newest.sequence, SessionState.OPEN, newest.session_id, newest.unsettled_since)
+
+    async def write_session(self, session: Session) -> None:
+        """Write the next session over the older slot, durably. Raises OSError."""
+        number = 1 - self._number
+        data = self._seal.seal(self._vault.vault_hash, number, session)
+        fd = os.open(SESSION_FILE, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._backing.root_fd)
+        try:
+            self._backing.overwrite(fd, data, number * SESSION_SLOT)
+            await self._backing.fsync(fd)
+        finally:
+            os.close(fd)
+        self._number = number
+
+    def backing_now_ns(self) -> int:
+        """The time by the backing's own clock: the ctime that a change now gets."""
+        os.utime(SESSION_FILE, dir_fd=self._backing.root_fd, follow_symlinks=False)
+        return os.stat(SESSION_FILE, dir_fd=self._backing.root_fd, follow_symlinks=False).st_ctime_ns
+
+    def _read(self, name: str) -> bytes:
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._backing.root_fd)
+        except OSError as error:
+            raise Damaged(f"the vault has no {name}") from error
+        with open(fd, "rb") as file:
+            return file.read()
+
+
+def first_session() -> tuple[Session, Session]:
+    """The two slots of a new vault: closed, nothing to settle."""
+    session_id = random_id()
+    return (
+        Session(1, SessionState.CLOSED, session_id, 0),
+        Session(2, SessionState.CLOSED, session_id, 0),
+    )

@@ -1,0 +1,81 @@
+"""Extended attributes of files and directories: name and value sealed, bound to their owner (docs/format.md, 7)."""
+
+import errno
+import os
+
+from cmkfs.errors import Damaged
+from cmkfs.format.header import IDENTITY_SIZE, Identity
+from cmkfs.fs.directory import Directories
+from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.keys.zone import Zone
+
+PREFIX = "user.cmkfs."
+MAX_NAME = 255
+MAX_VALUE = 65_536
+XATTR_CREATE, XATTR_REPLACE = 1, 2
+
+
+class Xattrs:
+    """The attributes of the `user.` namespace; others answer EOPNOTSUPP."""
+
+    def __init__(self, inodes: InodeTable, directories: Directories) -> None:
+        self._inodes = inodes
+        self._directories = directories
+
+    def get(self, inode: Inode, zone: Zone, name: bytes) -> bytes:
+        """The value. Raises OSError ENODATA, EOPNOTSUPP; Damaged if it does not authenticate."""
+        _check_name(name)
+        handle = zone.keys.xattr_handle(name)
+        with self._inodes.reach(inode) as path:
+            sealed = os.getxattr(path, PREFIX.encode() + handle)
+        found, value = zone.keys.open_xattr(self._owner_id(inode), handle, sealed)
+        if found != name:
+            raise Damaged("an attribute under another's name")
+        return value
+
+    def set(self, inode: Inode, zone: Zone, name: bytes, value: bytes, flags: int = 0) -> None:
+        """Set an attribute. Raises OSError EEXIST, ENODATA (by `flags`), ENOSPC, E2BIG, EOPNOTSUPP."""
+        _check_name(name)
+        if len(value) > MAX_VALUE:
+            raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
+        sealed = zone.keys.seal_xattr(self._owner_id(inode), name, value)
+        with self._inodes.reach(inode) as path:
+            os.setxattr(path, self._handle(zone, name), sealed, flags)
+
+    def remove(self, inode: Inode, zone: Zone, name: bytes) -> None:
+        """Remove an attribute. Raises OSError ENODATA, EOPNOTSUPP."""
+        _check_name(name)
+        with self._inodes.reach(inode) as path:
+            os.removexattr(path, self._handle(zone, name))
+
+    def names(self, inode: Inode, zone: Zone) -> list[bytes]:
+        """The plain names of all attributes. Raises Damaged if one does not authenticate."""
+        with self._inodes.reach(inode) as path:
+            sealed = {name: os.getxattr(path, name) for name in os.listxattr(path) if name.startswith(PREFIX)}
+        if not sealed:
+            return []
+        owner = self._owner_id(inode)
+        handles = {os.fsencode(name)[len(PREFIX) :]: value for name, value in sealed.items()}
+        return [zone.keys.open_xattr(owner, handle, value)[0] for handle, value in handles.items()]
+
+    def _handle(self, zone: Zone, name: bytes) -> bytes:
+        return PREFIX.encode() + zone.keys.xattr_handle(name)
+
+    def _owner_id(self, inode: Inode) -> bytes:
+        """What the attributes are bound to: the id of the directory, or the file id in the header."""
+        if inode.is_dir:
+            return self._directories.of(inode).dir_id
+        if inode.file is not None:
+            return inode.file.identity.file_id
+        fd = self._inodes.open(inode, os.O_RDONLY)
+        try:
+            return Identity.from_bytes(os.pread(fd, IDENTITY_SIZE, 0)).file_id
+        finally:
+            os.close(fd)
+
+
+def _check_name(name: bytes) -> None:
+    if not name.startswith(b"user."):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+    if len(name) > MAX_NAME:
+        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))

@@ -1,0 +1,1 @@
+"""Keys: tokens, CMKs, and the gate that decides who may use a DEK."""

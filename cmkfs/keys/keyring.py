@@ -1,0 +1,205 @@
+"""The gate: the one place that decides who gets a key.
+
+`authorize` asks the policy, `lease` gives a file's key, `lock` and `unlock` end and begin all leases.
+Nothing else in cmkfs unwraps a DEK. Runs on the event loop; token calls go through `token`.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from cmkfs.crypto.dek import FileKey
+from cmkfs.crypto.kdf import commitment
+from cmkfs.crypto.zonekeys import ZoneKeys
+from cmkfs.errors import Damaged, KeyUnavailable, PolicyDenied
+from cmkfs.format.header import Identity
+from cmkfs.format.recipient import CmkVersion, Recipient, WrapContext, WrapKind
+from cmkfs.format.vault import VaultFile
+from cmkfs.keys.dekcache import DekCache
+from cmkfs.keys.policies import Policies, Request
+from cmkfs.keys.pool import DekPool, NewFile, random_id
+from cmkfs.keys.provider import SECRET_SIZE, KeyProvider
+from cmkfs.keys.worker import TokenWorker
+from cmkfs.keys.zone import Zone, ZoneState
+from cmkfs.policy import Action
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to use a file's key now: good while the zone's epoch is the one it was given in."""
+
+    key: FileKey
+    zone: Zone
+    epoch: int
+
+    @property
+    def valid(self) -> bool:
+        """One comparison, made before each use."""
+        return self.epoch == self.zone.epoch
+
+
+class Keyring:
+    """All zones of a mount, and the only way to their keys."""
+
+    def __init__(
+        self, vault: VaultFile, provider: KeyProvider, token: TokenWorker, policies: Policies, deadline: float
+    ) -> None:
+        self.vault = vault
+        self.policies = policies
+        self._provider = provider
+        self._token = token
+        self._deadline = deadline
+        self.zones: dict[bytes, Zone] = {}
+        self._caches: dict[bytes, DekCache] = {}
+        self._pools: dict[bytes, DekPool] = {}
+        self.unwraps = 0
+
+    # -- who may ---------------------------------------------------------------------------------
+
+    def authorize(self, zone: Zone, request: Request, action: Action) -> None:
+        """Return if the zone serves and its policy allows. Raises PolicyDenied, Locked, Disabled, …"""
+        zone.check()
+        if not self.policies.allows(zone.cmk_id, request, action):
+            raise PolicyDenied(f"uid {request.uid} may not {action} under CMK {zone.cmk_name}")
+
+    def authorize_any(self, zone: Zone, request: Request, actions: tuple[Action, ...]) -> None:
+        """Return if at least one of `actions` is allowed: a name is looked up before anything else is done with it."""
+        zone.check()
+        if not any(self.policies.allows(zone.cmk_id, request, action) for action in actions):
+            raise PolicyDenied(f"uid {request.uid} has no rights under CMK {zone.cmk_name}")
+
+    # -- file keys -------------------------------------------------------------------------------
+
+    async def lease(self, zone: Zone, identity: Identity) -> Lease:
+        """The key of a file. Raises Locked, Disabled, TokenUnavailable, Tampered, Damaged."""
+        if identity.zone_id != zone.zone_id:
+            raise Damaged("a file whose header belongs to another zone")
+        zone.check()
+        epoch = zone.epoch
+        key = await self._caches[zone.zone_id].get_or_unwrap(
+            identity.hash(), lambda: self._unwrap(zone, identity, epoch)
+        )
+        lease = Lease(key, zone, epoch)
+        if not lease.valid:
+            raise (
+                zone.refusal()
+                if zone.state is not ZoneState.SERVING
+                else KeyUnavailable("the zone was just locked")
+            )
+        return lease
+
+    async def new_file(self, zone: Zone) -> tuple[Identity, Lease]:
+        """Identity and lease for a file that is being created. Raises Locked, Disabled, TokenUnavailable."""
+        zone.check()
+        epoch = zone.epoch
+        new = await self._pools[zone.zone_id].take()
+        if zone.epoch != epoch:
+            raise (
+                zone.refusal()
+                if zone.state is not ZoneState.SERVING
+                else KeyUnavailable("the zone was just locked")
+            )
+        self._caches[zone.zone_id].put(new.identity.hash(), new.key)
+        return new.identity, Lease(new.key, zone, epoch)
+
+    async def _unwrap(self, zone: Zone, identity: Identity, epoch: int) -> FileKey:
+        recipient = _recipient_for(zone, identity)
+        context = WrapContext(
+            WrapKind.FILE, self.vault.vault_hash, zone.zone_id, identity.file_id, identity.commitment
+        ).to_bytes(recipient.version)
+        self.unwraps += 1
+        dek = await self._call(
+            lambda: self._provider.unwrap(recipient.version, recipient.wrapped, context=context)
+        )
+        try:
+            if zone.epoch != epoch:
+                raise zone.refusal()
+            return FileKey(dek, identity, zone.keys.header_secret)
+        finally:
+            dek[:] = bytes(len(dek))
+
+    async def _prepare(self, zone: Zone, count: int) -> list[NewFile]:
+        def wrap_all() -> tuple[CmkVersion, list[tuple[bytes, bytes, bytes]]]:
+            version = self._provider.newest(zone.cmk_id)
+            made = []
+            for _ in range(count):
+                file_id, dek = random_id(), os.urandom(SECRET_SIZE)
+                context = WrapContext(
+                    WrapKind.FILE, self.vault.vault_hash, zone.zone_id, file_id, commitment(dek)
+                ).to_bytes(version)
+                made.append((file_id, dek, self._provider.wrap(version, dek, context=context)))
+            return version, made
+
+        epoch = zone.epoch
+        version, made = await self._call(wrap_all)
+        if zone.epoch != epoch:
+            raise zone.refusal()
+        secret = zone.keys.header_secret
+        new_files = []
+        for file_id, dek, wrapped in made:
+            recipients = (Recipient(version, wrapped),)
+            identity = Identity(file_id, zone.zone_id, commitment(dek), recipients)
+            new_files.append(NewFile(identity, FileKey(dek, identity, secret)))
+        return new_files
+
+    async def _call(self, function: Callable[[], _T]) -> _T:
+        return await self._token.call(function, deadline=self._deadline)
+
+    # -- zones -----------------------------------------------------------------------------------
+
+    def add_zone(self, zone: Zone) -> DekPool:
+        """Know a zone; it is locked until `unlock`. Gives its pool, whose `keep_filled` the caller runs."""
+        self.zones[zone.zone_id] = zone
+        self._caches[zone.zone_id] = DekCache()
+
+        async def prepare(count: int) -> list[NewFile]:
+            return await self._prepare(zone, count)
+
+        self._pools[zone.zone_id] = DekPool(prepare)
+        return self._pools[zone.zone_id]
+
+    async def unlock(self, zone: Zone) -> None:
+        """Unwrap the zone's secret and serve. Raises Disabled, TokenUnavailable, Tampered; then it stays locked."""
+        if zone.state is ZoneState.SERVING:
+            return
+        secret = await self._call(lambda: unwrap_zone_secret(self._provider, self.vault, zone))
+        try:
+            zone.begin_serving(ZoneKeys(zone.zone_id, secret, zone.record.commitment))
+        finally:
+            secret[:] = bytes(len(secret))
+
+    def end_leases(self, zone: Zone, why: KeyUnavailable) -> None:
+        """First half of a lock: from now on nothing is given out."""
+        zone.begin_settling(why)
+        self._caches[zone.zone_id].clear()
+        self._pools[zone.zone_id].clear()
+
+    def drop_keys(self, zone: Zone) -> None:
+        """Second half of a lock: what was dirty is sealed, the keys go."""
+        zone.drop_keys()
+        self._caches[zone.zone_id].clear()
+        self._pools[zone.zone_id].clear()
+
+    @property
+    def leases(self) -> int:
+        """How many file keys are in memory."""
+        return sum(len(cache) for cache in self._caches.values())
+
+
+def unwrap_zone_secret(provider: KeyProvider, vault: VaultFile, zone: Zone) -> bytearray:
+    """The 32 bytes all keys of a zone come from. Blocks. Raises Disabled, TokenUnavailable, Tampered."""
+    recipient = zone.record.recipient
+    context = WrapContext(
+        WrapKind.ZONE, vault.vault_hash, zone.zone_id, zone.zone_id, zone.record.commitment
+    ).to_bytes(recipient.version)
+    return provider.unwrap(recipient.version, recipient.wrapped, context=context)
+
+
+def _recipient_for(zone: Zone, identity: Identity) -> Recipient:
+    for recipient in identity.recipients:
+        if recipient.version.cmk_id == zone.cmk_id:
+            return recipient
+    raise Damaged("a file that is wrapped under no CMK of its zone")

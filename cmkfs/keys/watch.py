@@ -1,0 +1,139 @@
+"""The watch: asks the token again and again whether each CMK may still be used, and what its policy is.
+
+Refused: its zones lock. Unreachable: work goes on for the outage grace, then they lock. Both end by
+themselves when the token answers again; a lock by an operator does not. An explicit disable always wins.
+"""
+
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from cmkfs.accounts import SystemAccounts
+from cmkfs.errors import CmkfsError, CmkNotFound, ConfigError, Disabled, KeyUnavailable, Revoked, TokenUnavailable
+from cmkfs.format.recipient import CmkId
+from cmkfs.keys.policies import Policies
+from cmkfs.keys.provider import KeyProvider
+from cmkfs.keys.worker import TokenWorker
+from cmkfs.policy import parse
+
+log = logging.getLogger(__name__)
+
+Lock = Callable[[KeyUnavailable], Awaitable[None]]
+Unlock = Callable[[], Awaitable[None]]
+
+
+class CmkWatch:
+    """Watches one CMK for one mount."""
+
+    def __init__(
+        self,
+        cmk_id: CmkId,
+        name: str,
+        provider: KeyProvider,
+        token: TokenWorker,
+        policies: Policies,
+        lock: Lock,
+        unlock: Unlock,
+        *,
+        revocation_bound: float,
+        outage_grace: float,
+    ) -> None:
+        self._cmk_id = cmk_id
+        self._name = name
+        self._provider = provider
+        self._token = token
+        self._policies = policies
+        self._lock = lock
+        self._unlock = unlock
+        self._interval = revocation_bound / 2
+        self._grace = outage_grace
+        self._unreachable_since: float | None = None
+        self._policy_text: str | None = None
+        self._looking = trio.Lock()
+        self.refusal: KeyUnavailable | None = None
+
+    @property
+    def healthy(self) -> bool:
+        """True if the token answered the last time."""
+        return self._unreachable_since is None
+
+    @property
+    def policy_hash(self) -> str:
+        """SHA-256 of the policy in force, in hex; empty if there is none."""
+        return "" if self._policy_text is None else hashlib.sha256(self._policy_text.encode()).hexdigest()
+
+    async def run(self) -> None:
+        """Look twice within each revocation bound."""
+        while True:
+            await trio.sleep(self._interval)
+            await self.look()
+
+    async def look(self) -> None:
+        """Look now; returns when what was found has taken effect."""
+        async with self._looking:
+            began = trio.current_time()
+            try:
+                text = await self._token.call(self._ask, deadline=self._interval)
+            except (Disabled, Revoked, CmkNotFound) as error:
+                self._unreachable_since = None
+                await self._refused(_as_refusal(error, self._name))
+            except CmkfsError as error:
+                await self._unreachable(error, began)
+            else:
+                self._unreachable_since = None
+                self.take_policy(text)
+                await self._answered()
+
+    def _ask(self) -> str | None:
+        self._provider.canary(self._cmk_id)
+        return self._provider.policy(self._cmk_id)
+
+    def take_policy(self, text: str | None) -> None:
+        """Decide by this policy from now on; one that cannot be read allows nobody anything."""
+        if text == self._policy_text and self._policies.knows(self._cmk_id):
+            return
+        self._policy_text = text
+        try:
+            policy = None if text is None else parse(text, name=f"policy of {self._name}", accounts=SystemAccounts())
+        except ConfigError as error:
+            log.error("the policy of %s cannot be read, nobody is allowed anything: %s", self._name, error)
+            self._policies.refuse_all(self._cmk_id)
+            return
+        self._policies.set_policy(self._cmk_id, policy)
+
+    async def _refused(self, why: KeyUnavailable) -> None:
+        if self.refusal is None or type(self.refusal) is not type(why):
+            self.refusal = why
+            await self._lock(why)
+
+    async def _unreachable(self, error: CmkfsError, began: float) -> None:
+        if self._unreachable_since is None:
+            self._unreachable_since = began
+            log.warning("the token does not answer: %s", error)
+        if trio.current_time() - self._unreachable_since >= self._grace:
+            await self._refused(TokenUnavailable(f"the token has not answered for {self._grace:g} s"))
+        try:
+            await self._token.call(self._provider.recover, deadline=self._interval)
+        except CmkfsError as failure:
+            log.debug("the token is not back: %s", failure)
+
+    async def _answered(self) -> None:
+        if self.refusal is not None:
+            try:
+                await self._unlock()
+            except CmkfsError as error:
+                log.warning("the zones of %s stay locked: %s", self._name, error)
+                return
+            self.refusal = None
+
+
+def _as_refusal(error: CmkfsError, name: str) -> KeyUnavailable:
+    if isinstance(error, CmkNotFound):
+        return Revoked(f"CMK {name} is not in the token any more")
+    if isinstance(error, Revoked):
+        return error
+    return Disabled(f"CMK {name} is disabled", hint=f"cmkfs cmk enable {name}")
+
+

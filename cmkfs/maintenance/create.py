@@ -1,0 +1,114 @@
+"""Making a vault: the one place that writes `cmkfs.vault` (docs/format.md, sections 2 to 6 and 9)."""
+
+import os
+from pathlib import Path
+
+from cmkfs.crypto.kdf import commitment
+from cmkfs.crypto.zonekeys import ZoneKeys
+from cmkfs.errors import AlreadyExists, Disabled, NotFound, UsageError
+from cmkfs.format import b64
+from cmkfs.format.layout import PAGE
+from cmkfs.format.recipient import Recipient, WrapContext, WrapKind
+from cmkfs.format.vault import NO_DIRECTORY, VaultFile, ZoneRecord, ZoneRoot
+from cmkfs.fs.directory import DIR_ID
+from cmkfs.fs.symlinks import LINKS_DIR
+from cmkfs.fs.vaultdir import SESSION_FILE, VAULT_FILE, ZONE_RECORD, ZONES_FILE, first_session
+from cmkfs.keys.pool import random_id
+from cmkfs.keys.provider import SECRET_SIZE, Cmk, CmkState, KeyProvider
+
+
+def create_vault(path: Path, provider: KeyProvider, cmk: Cmk) -> None:
+    """Make `path` a vault under `cmk`; it must not exist or be empty, and its parent must exist.
+
+    Everything is written and synced before `cmkfs.vault`, so what was interrupted is no vault. Raises
+    AlreadyExists, NotFound, UsageError (a backing that cannot hold a vault), Disabled, TokenUnavailable.
+    """
+    if cmk.state is not CmkState.ENABLED:
+        raise Disabled(f"CMK {cmk.name} is {cmk.state}", hint=f"cmkfs cmk enable {cmk.name}")
+    vault = VaultFile.new(random_id())
+    zone_id, dir_id, secret = random_id(), random_id(), os.urandom(SECRET_SIZE)
+    version = provider.newest(cmk.cmk_id)
+    context = WrapContext(WrapKind.ZONE, vault.vault_hash, zone_id, zone_id, commitment(secret))
+    wrapped = provider.wrap(version, secret, context=context.to_bytes(version))
+    keys = ZoneKeys(zone_id, secret, commitment(secret))
+    sealed = keys.seal_zone_root(vault.vault_hash, ZoneRoot(zone_id, NO_DIRECTORY, dir_id, b""))
+    record = ZoneRecord(zone_id, commitment(secret), Recipient(version, wrapped), sealed)
+
+    made = _make_directory(path)
+    try:
+        _check_backing(path)
+        _write_vault(path, vault, keys, record, dir_id)
+    except BaseException:
+        _remove_what_was_made(path, made)
+        raise
+
+
+def _make_directory(path: Path) -> bool:
+    try:
+        path.mkdir(mode=0o700)
+        return True
+    except FileNotFoundError:
+        raise NotFound(f"{path.parent} does not exist", hint=f"mkdir -p {path.parent}") from None
+    except FileExistsError:
+        if not path.is_dir():
+            raise AlreadyExists(f"{path} is not a directory") from None
+        if (path / VAULT_FILE).exists():
+            raise AlreadyExists(f"{path} is a vault already", hint=f"cmkfs mount {path} MOUNTPOINT") from None
+        if any(path.iterdir()):
+            raise AlreadyExists(f"{path} is not empty", hint="name a new or empty directory") from None
+        return False
+
+
+def _check_backing(path: Path) -> None:
+    """What a vault needs of its filesystem. Raises UsageError."""
+    if os.statvfs(path).f_bsize < PAGE:
+        raise UsageError(f"{path} lies on a filesystem with blocks smaller than {PAGE} bytes", hint="mkfs -b 4096")
+    probe = path / "cmkfs.tmp.Probe"
+    try:
+        probe.symlink_to("x" * 1000)
+    except OSError as error:
+        raise UsageError(f"{path} lies on a filesystem that cannot hold symlinks: {error.strerror}") from error
+    folded = (path / "cmkfs.tmp.pROBE").is_symlink()
+    probe.unlink()
+    if folded:
+        raise UsageError(f"{path} lies on a filesystem that ignores case: encrypted names would collide")
+
+
+def _write_vault(path: Path, vault: VaultFile, keys: ZoneKeys, record: ZoneRecord, dir_id: bytes) -> None:
+    os.symlink(keys.seal_dir_id(dir_id), os.fsencode(path) + b"/" + DIR_ID)
+    os.symlink(b64.encode(record.to_bytes()), os.fsencode(path / ZONE_RECORD))
+    os.mkdir(os.fsencode(path) + b"/" + LINKS_DIR, 0o700)
+    sessions = first_session()
+    slots = [keys.session.seal(vault.vault_hash, number, session) for number, session in enumerate(sessions)]
+    _write(path / SESSION_FILE, b"".join(slots))
+    _write(path / ZONES_FILE, keys.seal_zone_list(vault.vault_hash, ()))
+    _sync_directory(path)
+    _write(path / VAULT_FILE, vault.raw, mode=0o400)
+    _sync_directory(path)
+    _sync_directory(path.parent)
+
+
+def _write(path: Path, data: bytes, mode: int = 0o600) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with open(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(fd)
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _remove_what_was_made(path: Path, made: bool) -> None:
+    for entry in path.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            entry.rmdir()
+        else:
+            entry.unlink()
+    if made:
+        path.rmdir()

@@ -1,0 +1,237 @@
+"""The composition root: from a vault, a token and options to a served mount, and back down in order.
+
+`serve` blocks until the mount has ended. Everything that can fail fails before it calls `ready`.
+"""
+
+import ctypes
+import logging
+import os
+import resource
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from cmkfs.config import Config, MountOptions
+from cmkfs.control.registry import MountRecord
+from cmkfs.control.server import ControlServer
+from cmkfs.errors import Busy, CmkfsError, Damaged, Disabled, MountFailed, UsageError
+from cmkfs.format.vault import VaultFile, ZoneRecord
+from cmkfs.fs.backing import Backing
+from cmkfs.fs.fusedev import DeviceOptions, FuseDevice, MountRequest, open_device
+from cmkfs.fs.ownership import Ownership
+from cmkfs.fs.vaultdir import read_vault_file, read_zone_record
+from cmkfs.home import Home
+from cmkfs.keys.access import TokenAccess
+from cmkfs.keys.keyring import Keyring
+from cmkfs.keys.pkcs11 import Pkcs11Provider
+from cmkfs.keys.policies import Policies
+from cmkfs.keys.provider import Cmk, CmkState
+from cmkfs.keys.worker import TokenWorker
+from cmkfs.keys.zone import Zone
+from cmkfs.mounted import Mounted
+
+log = logging.getLogger(__name__)
+
+MAX_TASKS = 512
+"""Requests handled at once; pyfuse3's own 99 stalls a mount when as many wait for the disk or the token."""
+_PR_SET_DUMPABLE = 4
+_MCL_CURRENT, _MCL_FUTURE = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class MountSpec:
+    """What to mount where, and how. `pin` None: read it from the configured source."""
+
+    vault: Path
+    mountpoint: Path
+    home: Home
+    config: Config
+    options: MountOptions
+    break_lock: bool
+    pin: str | None
+
+
+Ready = Callable[[dict[str, object]], None]
+Task = Callable[[], Awaitable[None]]
+
+
+def serve(spec: MountSpec, ready: Ready) -> int:
+    """Mount, call `ready` with a report once files can be used, and serve until unmounted.
+
+    0 if everything was stored, 1 if not. Raises CmkfsError for all that fails before `ready`.
+    """
+    if spec.options.acl or spec.options.idle_minutes is not None:
+        raise UsageError("the mount options acl and idle are not part of this version")
+    vault = read_vault_file(spec.vault)
+    _protect_memory()
+    os.umask(0)
+    token = TokenWorker()
+    try:
+        backing = _open_backing(spec)
+        try:
+            ownership = Ownership(backing, spec.vault)
+            if not backing.read_only:
+                ownership.take(spec.mountpoint, break_lock=spec.break_lock)
+            clean = False
+            try:
+                clean = trio.run(_serve, spec, vault, backing, token, ready)
+            except BaseExceptionGroup as group:
+                raise _only(group) from group
+            finally:
+                ownership.release(clean=clean)
+        finally:
+            backing.close()
+    finally:
+        token.close(wait=1.0)
+    return 0 if clean else 1
+
+
+def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one error that a nursery wrapped; the group itself if there are several."""
+    if len(group.exceptions) > 1:
+        return group
+    (error,) = group.exceptions
+    return _only(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+def _open_backing(spec: MountSpec) -> Backing:
+    read_only_below = bool(os.statvfs(spec.vault).f_flag & os.ST_RDONLY)
+    if read_only_below and not spec.options.read_only:
+        raise MountFailed(
+            f"{spec.vault} lies on a read-only filesystem",
+            hint=f"cmkfs mount -o ro {spec.vault} {spec.mountpoint}",
+        )
+    return Backing(spec.vault, read_only=spec.options.read_only)
+
+
+def _protect_memory() -> None:
+    """No core dumps, no swap where that is allowed, and as many descriptors as the limit lets us have."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    if os.geteuid() == 0 and libc.mlockall(_MCL_CURRENT | _MCL_FUTURE) != 0:
+        log.warning("memory cannot be locked; keys may reach swap: %s", os.strerror(ctypes.get_errno()))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def _serve(spec: MountSpec, vault: VaultFile, backing: Backing, token: TokenWorker, ready: Ready) -> bool:
+    """All that needs the event loop. True if the vault was left settled and closed."""
+    deadline = spec.config.token.deadline
+    provider = await _open_provider(spec, token, deadline)
+    record = read_zone_record(backing.root_fd)
+    cmk = await token.call(provider.describe, record.recipient.version.cmk_id, deadline=deadline)
+    if cmk.state is not CmkState.ENABLED:
+        raise Disabled(f"CMK {cmk.name} is {cmk.state}", hint=f"cmkfs cmk enable {cmk.name}")
+    zone = Zone(record.zone_id, record, cmk.name)
+    keyring = Keyring(vault, provider, token, Policies(os.geteuid()), deadline)
+    pool = keyring.add_zone(zone)
+    await keyring.unlock(zone)
+    _check_root_zone(backing, vault, zone, record)
+    mounted = Mounted(spec.vault, spec.mountpoint, backing, keyring, provider, token, zone, spec.options)
+    await mounted.recover_and_open()
+    return await _until_unmounted(spec, mounted, cmk, [pool.keep_filled], ready)
+
+
+async def _until_unmounted(
+    spec: MountSpec, mounted: Mounted, cmk: Cmk, background: list[Task], ready: Ready
+) -> bool:
+    """Mount, serve, unmount, store, and tell who waits for it. True if everything was stored."""
+    server = ControlServer(spec.home, _record(spec, cmk), mounted.control_handlers())
+    device: FuseDevice | None = None
+    async with trio.open_nursery() as clients:
+        try:
+            device = open_device(spec.mountpoint, _mount_request(spec), DeviceOptions())
+            mounted.use(device)
+            await mounted.look_at_cmks()
+            server.open()
+            await clients.start(server.run)
+            await _run(mounted, device, background, ready)
+        finally:
+            with trio.CancelScope(shield=True):
+                if device is not None:
+                    await _leave(device)
+                result = await mounted.close()
+                await server.finish(result)
+    return not result["unsaved"] and not result["error"]
+
+
+async def _open_provider(spec: MountSpec, token: TokenWorker, deadline: float) -> Pkcs11Provider:
+    access = TokenAccess.of(spec.config, spec.home)
+    pin = spec.pin if spec.pin is not None else access.read_pin()
+    return await token.call(partial(access.open, pin, read_write=False), deadline=max(deadline, 10.0))
+
+
+def _check_root_zone(backing: Backing, vault: VaultFile, zone: Zone, record: ZoneRecord) -> None:
+    root = zone.keys.open_zone_root(vault.vault_hash, record)
+    if root.name or any(root.parent_dir_id):
+        raise Damaged("the zone record of the vault's root belongs to another directory")
+
+
+def _mount_request(spec: MountSpec) -> MountRequest:
+    words = spec.options.fuse
+    max_read = next((int(word.partition("=")[2]) for word in words if word.startswith("max_read=")), 0)
+    source = next((word.partition("=")[2] for word in words if word.startswith("fsname=")), str(spec.vault))
+    return MountRequest(
+        source=os.fsencode(source),
+        read_only=spec.options.read_only,
+        allow_other=spec.options.allow_other,
+        suid=spec.options.suid,
+        dev=spec.options.dev,
+        noexec="noexec" in words,
+        max_read=max_read,
+    )
+
+
+def _record(spec: MountSpec, cmk: Cmk) -> MountRecord:
+    return MountRecord(
+        mountpoint=str(spec.mountpoint),
+        vault=str(spec.vault),
+        pid=os.getpid(),
+        cmks={cmk.cmk_id.hex(): cmk.name},
+        revocation_bound=spec.options.revocation_bound,
+    )
+
+
+async def _run(mounted: Mounted, device: FuseDevice, background: list[Task], ready: Ready) -> None:
+    """Serve until the mount ends; then the background ends too."""
+    device.attach(mounted.operations)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_serve_requests, device, nursery.cancel_scope)
+        nursery.start_soon(_unmount_on_signal, mounted, device)
+        await device.serving.wait()
+        for task in [*background, *mounted.background()]:
+            nursery.start_soon(task)
+        ready(mounted.ready_report())
+
+
+async def _serve_requests(device: FuseDevice, scope: trio.CancelScope) -> None:
+    await device.serve(max_tasks=MAX_TASKS)
+    scope.cancel()
+
+
+async def _unmount_on_signal(mounted: Mounted, device: FuseDevice) -> None:
+    """SIGTERM and SIGINT are `umount`; a second one does not wait for programs that still use the mount."""
+    lazy = False
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            try:
+                await trio.to_thread.run_sync(partial(device.unmount, lazy=lazy))
+            except Busy as error:
+                log.warning("not unmounted: %s; a second signal detaches it all the same", error)
+                await mounted.settler.settle_all()
+                lazy = True
+
+
+async def _leave(device: FuseDevice) -> None:
+    """Whatever ended the service: no dead mount point stays behind."""
+    with trio.CancelScope(shield=True):
+        try:
+            await trio.to_thread.run_sync(partial(device.unmount, lazy=True))
+        except CmkfsError as error:
+            log.warning("the mount point stays: %s", error)
+        device.close()

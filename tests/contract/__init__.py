@@ -1,0 +1,1 @@
+"""One suite for everything that claims to be a key provider."""
