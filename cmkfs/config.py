@@ -181,8 +181,8 @@ _BY_USERS = frozenset({"user", "users", "owner", "group"})
 """Words that let someone other than root mount; mount(8) says that they imply noexec, nosuid, nodev."""
 
 _KERNEL_WORDS = frozenset(
-    "exec noexec atime noatime diratime nodiratime relatime norelatime strictatime nostrictatime"
-    " sync async dirsync default_permissions".split()
+    {"exec", "noexec", "atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime"}
+    | {"strictatime", "nostrictatime", "sync", "async", "dirsync", "default_permissions"}
 )
 
 _KERNEL_VALUES = frozenset({"fsname", "subtype", "max_read"})

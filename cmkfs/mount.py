@@ -18,8 +18,8 @@ import trio
 from cmkfs.config import Config, MountOptions
 from cmkfs.control.registry import MountRecord
 from cmkfs.control.server import ControlServer
-from cmkfs.errors import Busy, CmkfsError, Damaged, Disabled, MountFailed, UsageError
-from cmkfs.format.vault import VaultFile, ZoneRecord
+from cmkfs.errors import Busy, CmkfsError, Disabled, MountFailed, UsageError
+from cmkfs.format.vault import VaultFile
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.fusedev import DeviceOptions, FuseDevice, MountRequest, open_device
 from cmkfs.fs.ownership import Ownership
@@ -131,7 +131,6 @@ async def _serve(spec: MountSpec, vault: VaultFile, backing: Backing, token: Tok
     keyring = Keyring(vault, provider, token, Policies(os.geteuid()), deadline)
     pool = keyring.add_zone(zone)
     await keyring.unlock(zone)
-    _check_root_zone(backing, vault, zone, record)
     mounted = Mounted(spec.vault, spec.mountpoint, backing, keyring, provider, token, zone, spec.options)
     await mounted.recover_and_open()
     return await _until_unmounted(spec, mounted, cmk, [pool.keep_filled], ready)
@@ -147,7 +146,7 @@ async def _until_unmounted(
         try:
             device = open_device(spec.mountpoint, _mount_request(spec), DeviceOptions())
             mounted.use(device)
-            await mounted.look_at_cmks()
+            await mounted.begin_watching(spec.config.token.deadline)
             server.open()
             await clients.start(server.run)
             await _run(mounted, device, background, ready)
@@ -164,12 +163,6 @@ async def _open_provider(spec: MountSpec, token: TokenWorker, deadline: float) -
     access = TokenAccess.of(spec.config, spec.home)
     pin = spec.pin if spec.pin is not None else access.read_pin()
     return await token.call(partial(access.open, pin, read_write=False), deadline=max(deadline, 10.0))
-
-
-def _check_root_zone(backing: Backing, vault: VaultFile, zone: Zone, record: ZoneRecord) -> None:
-    root = zone.keys.open_zone_root(vault.vault_hash, record)
-    if root.name or any(root.parent_dir_id):
-        raise Damaged("the zone record of the vault's root belongs to another directory")
 
 
 def _mount_request(spec: MountSpec) -> MountRequest:

@@ -10,9 +10,9 @@ from pathlib import Path
 from cmkfs.config import MountOptions
 from cmkfs.control.protocol import Fields
 from cmkfs.control.server import Handler
-from cmkfs.errors import CmkfsError, KeyUnavailable, Locked, NotFound, TokenUnavailable, UsageError
+from cmkfs.errors import CmkfsError, Damaged, KeyUnavailable, Locked, NotFound, TokenUnavailable, UsageError
 from cmkfs.format.header import Identity, State
-from cmkfs.format.vault import Session, SessionState
+from cmkfs.format.vault import NO_DIRECTORY, Session, SessionState, ZoneRoot
 from cmkfs.fs.attributes import Attributes
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.directory import Directories
@@ -101,7 +101,7 @@ class Mounted:
 
     async def recover_and_open(self) -> None:
         """Settle what an earlier session left, then begin one. Raises Damaged, OSError."""
-        self._directories.of(self.inodes.root)
+        self._check_root()
         last = self._vaultdir.session()
         if last.state is SessionState.OPEN:
             recovery = Recovery(self._backing, self.inodes, self._directories, self._opener, self.settler)
@@ -111,6 +111,15 @@ class Mounted:
             since = self._vaultdir.backing_now_ns()
             self._session = Session(last.sequence + 1, SessionState.OPEN, random_id(), since)
             await self._vaultdir.write_session(self._session)
+
+    def _check_root(self) -> None:
+        """The vault's root is the directory that its zone record names. Raises Damaged."""
+        zone = self._root_zone
+        root = zone.keys.open_zone_root(self._keyring.vault.vault_hash, zone.record)
+        directory = self._directories.of(self.inodes.root)
+        expected = ZoneRoot(directory.zone.zone_id, NO_DIRECTORY, directory.dir_id, b"")
+        if root != expected:
+            raise Damaged("the zone record of the vault's root belongs to another directory")
 
     def use(self, device: FuseDevice) -> None:
         """From now on locks reach this kernel connection."""
@@ -193,10 +202,10 @@ class Mounted:
     def _under(self, cmk_id: bytes) -> list[Zone]:
         return [zone for zone in self._keyring.zones.values() if zone.cmk_id == cmk_id]
 
-    async def look_at_cmks(self) -> None:
-        """Ask the token about every CMK now; the first look also brings the policies."""
+    async def begin_watching(self, deadline: float) -> None:
+        """Bring the policies, before anything is served. Raises Disabled, TokenUnavailable, …"""
         for watch in self._watches.values():
-            await watch.look()
+            await watch.begin(deadline)
 
     # -- control ---------------------------------------------------------------------------------
 

@@ -162,8 +162,8 @@ def _names_a_group(rule: Rule) -> bool:
 
 
 def fingerprint(text: str | None) -> str:
-    """64 hex digits that tell policies apart (SHA-256 of the TOML text), `none` without a policy."""
-    return "none" if text is None else hashlib.sha256(text.encode()).hexdigest()
+    """64 hex digits that tell policies apart (SHA-256 of the TOML text); empty without a policy."""
+    return "" if text is None else hashlib.sha256(text.encode()).hexdigest()
 
 
 # -- Reading ---------------------------------------------------------------------------------------

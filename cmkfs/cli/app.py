@@ -40,11 +40,11 @@ _EXIT_OF_ERRNO: Mapping[int, int] = {errno.ENOENT: EXIT_NOT_FOUND, errno.EBUSY: 
 class LazyGroup(click.Group):
     """A group that imports a command's module when the command is called: `status` needs no pyfuse3."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """All names, for `--help`."""
         return sorted(_COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         """The command of that name."""
         if cmd_name not in _COMMANDS:
             return None
@@ -58,6 +58,7 @@ class LazyGroup(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Example: cmkfs token init && cmkfs cmk create main && cmkfs init ~/vault --cmk main",
 )
+@click.option("--verbose", is_flag=True, expose_value=False, help="Show where an error comes from.")
 @click.version_option(cmkfs.__version__, prog_name="cmkfs")
 def cli() -> None:
     """An encrypted filesystem: each file's key is wrapped under a master key (CMK) in a PKCS#11 token."""

@@ -82,7 +82,7 @@ def show(name: str, as_json: bool) -> None:
         f"versions:     {_versions(cmk.versions)}",
         f"origin:       {cmk.origin}",
         f"created:      {cmk.created}",
-        f"policy:       {policy}",
+        f"policy:       {policy or 'none'}",
         f"mounts here:  {', '.join(mounts) or 'none'}",
     ]
     facts(document, lines, as_json=as_json)

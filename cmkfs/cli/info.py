@@ -10,6 +10,7 @@ import click
 
 from cmkfs.cli.options import PATH, Command, json_option
 from cmkfs.cli.output import facts
+from cmkfs.cli.preflight import VAULT_FILE
 from cmkfs.control import client, registry
 from cmkfs.control.protocol import Fields
 from cmkfs.control.registry import Entry
@@ -18,8 +19,6 @@ from cmkfs.format.header import Identity, is_unwritten, peek_slot
 from cmkfs.format.layout import PAGE, plain_size_at_least
 from cmkfs.fs import kernel_mount
 from cmkfs.home import Home
-
-VAULT_FILE = "cmkfs.vault"
 
 _REFUSALS: Mapping[int, type[CmkfsError]] = {
     errno.ENOKEY: KeyUnavailable,

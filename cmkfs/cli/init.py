@@ -6,10 +6,9 @@ import click
 
 from cmkfs.cli.options import PATH, Command, cmk_option, json_option
 from cmkfs.cli.output import facts
+from cmkfs.cli.preflight import VAULT_FILE
 from cmkfs.errors import AlreadyExists, NotFound
 from cmkfs.home import Home
-
-VAULT_FILE = "cmkfs.vault"
 
 
 @click.command(cls=Command, epilog="Example: cmkfs init ~/vault --cmk finance")

@@ -20,9 +20,6 @@ from cmkfs.control.protocol import Fields
 from cmkfs.control.registry import socket_path
 from cmkfs.errors import CmkfsError
 from cmkfs.home import Home, private_directory, private_tree
-from cmkfs.policy import fingerprint
-
-NO_FINGERPRINT = fingerprint(None)
 
 
 @click.command(
@@ -143,7 +140,5 @@ def _say(order: _Order, report: Fields, as_json: bool) -> None:
     lines = [f"mounted {report.get('vault')} at {report.get('mountpoint')}", *recovery_lines(report)]
     facts(report, [*lines, *(f"  warning: {warning}" for warning in warnings)], as_json=as_json)
     sys.stdout.flush()
-    for zone in cast(list[Fields], report.get("zones") or []):
-        if order.options.allow_other and zone.get("policy") == NO_FINGERPRINT:
-            name = zone.get("cmk")
-            note(f"CMK {name} has no policy; {NO_POLICY}; try: cmkfs policy set {name} FILE")
+    if order.options.allow_other and not report.get("has_policy"):
+        note(f"the CMK has no policy; {NO_POLICY}; try: cmkfs policy set NAME FILE")

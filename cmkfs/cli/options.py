@@ -48,7 +48,7 @@ def cmk_option(*, required: bool) -> Callable[[_F], _F]:
     )
 
 
-def _cmk_name(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+def _cmk_name(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
     from cmkfs.keys.cmk import require_name
 
     return None if value is None else require_name(value)

@@ -37,7 +37,7 @@ def note(message: str) -> None:
 
 
 def printable(text: str) -> str:
-    """`text` with control characters escaped: the name of a file must not steer the terminal or end the line."""
+    """`text` with control characters escaped: the name of a file must not steer the terminal."""
     return "".join(
         character if character >= " " and not "\x7f" <= character <= "\x9f" else repr(character)[1:-1]
         for character in text

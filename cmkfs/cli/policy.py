@@ -74,7 +74,8 @@ def check(file: Path, as_json: bool) -> None:
 
 def _read(file: Path) -> tuple[str, Policy]:
     try:
-        text = file.read_text(encoding="utf-8")
+        # Not read_text, which turns CRLF into LF: a policy is kept byte for byte.
+        text = file.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise ConfigError(f"{file}:{line}: not UTF-8") from error

@@ -1,6 +1,9 @@
 """`cmkfs umount`: detach a mount and wait until everything is stored."""
 
 import os
+import select
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +20,9 @@ from cmkfs.control.registry import Entry
 from cmkfs.errors import EXIT_FAILED, Busy, CmkfsError, NotFound, UsageError
 from cmkfs.fs import kernel_mount
 from cmkfs.home import Home
+
+GONE_SECONDS = 10.0
+"""How long to wait for the process itself, once it has said that everything is stored."""
 
 
 @click.command(cls=Command, epilog="Example: cmkfs umount /mnt/finance")
@@ -75,12 +81,33 @@ def _unmount(where: str, entry: Entry | None) -> tuple[str, int]:
         )
     # Before the unmount: afterwards the daemon may be gone too soon to be asked.
     farewell = client.ask_to_say_when_ended(entry)
-    with farewell, shown(lambda: _left(entry)):
+    with farewell, _until_gone(entry), shown(lambda: _left(entry)):
         try:
             kernel_mount.unmount(os.fsencode(where))
         except Busy as error:
-            raise _with_holders(error, where) from error
+            raise _held(where) from error
         return _after_unmount(where, farewell, wait=True)
+
+
+@contextmanager
+def _until_gone(entry: Entry) -> Iterator[None]:
+    """After the block wait for the daemon's end, a moment after its answer: what it owned is free then."""
+    daemon = _pidfd(entry)
+    if daemon is None:
+        yield
+        return
+    try:
+        yield
+        select.select([daemon], [], [], GONE_SECONDS)
+    finally:
+        os.close(daemon)
+
+
+def _pidfd(entry: Entry) -> int | None:
+    try:
+        return os.pidfd_open(entry.record.pid) if entry.record is not None else None
+    except OSError:  # in another pid namespace, or gone
+        return None
 
 
 def _after_unmount(where: str, farewell: client.Connection, *, wait: bool) -> tuple[str, int]:
@@ -106,7 +133,7 @@ def _left(entry: Entry) -> str:
     return f"storing {answer.get('dirty_bytes')} bytes in {answer.get('dirty_files')} files"
 
 
-def _with_holders(error: Busy, where: str) -> Busy:
+def _held(where: str) -> Busy:
     found = holders(where)
     names = ", ".join(f"{holder.program} (pid {holder.pid}): {holder.path}" for holder in found[:5])
     more = f" and {len(found) - 5} more" if len(found) > 5 else ""

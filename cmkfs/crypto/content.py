@@ -6,7 +6,9 @@ and a few for reading, since the blocks of a file were written in few sessions.
 
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -15,14 +17,25 @@ from cmkfs.crypto.xaes import NONCE_SIZE, PREFIX_SIZE, Xaes
 from cmkfs.errors import Damaged
 from cmkfs.format.layout import BLOCK, PAGE
 
-_HEAD = struct.Struct(">HHI")
+_PAGE_HEAD = struct.Struct(">12s12sHHI")
+_START = struct.Struct(">12s12s8s")
 _AAD = struct.Struct(">16sQHHI")
-_BODY = NONCE_SIZE + _HEAD.size
+_AAD_HEAD = 24
+_BODY = _PAGE_HEAD.size
 _READ_CIPHERS = 32
 _SUFFIX = NONCE_SIZE - PREFIX_SIZE
 BLOCKS_PER_PREFIX = 2**24
 """Random 96-bit nonces under one derived key: after this many the chance of one repeating is still below 2^-48."""
 ZERO_PAGE = bytes(PAGE)
+
+Buffer = bytes | bytearray | memoryview
+
+
+class OpenedHead(NamedTuple):
+    """What stands before a block that authenticated: its own length, and the generation it was written in."""
+
+    length: int
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,40 +60,55 @@ class ContentCipher:
         self._prefix = b""
         self._writer: AESGCM | None = None
 
-    def seal(self, first: int, plain: bytes | memoryview, generation: int) -> bytes:
+    def seal(self, first: int, plain: bytes | memoryview, generation: int) -> bytearray:
         """Seal `plain` as the blocks `first`, `first + 1`, …; all full but the last, which may be short."""
         count = -(-len(plain) // BLOCK)
-        if self._writer is None or self._left < count:
-            self._prefix = os.urandom(PREFIX_SIZE)
-            self._writer = self._xaes.derive(self._prefix)
-            self._left = BLOCKS_PER_PREFIX
-        self._left -= count
-        encrypt, prefix, file_id, view = self._writer.encrypt, self._prefix, self._file_id, memoryview(plain)
-        suffixes = os.urandom(_SUFFIX * count)
-        pieces: list[bytes] = []
+        encrypt_into, prefix = self._writer_for(count)
+        view, suffixes = memoryview(plain), os.urandom(_SUFFIX * count)
+        pages = bytearray(count * PAGE)
+        target = memoryview(pages)
         for number in range(count):
             data: bytes | memoryview = view[number * BLOCK : (number + 1) * BLOCK]
             length = len(data)
             if length < BLOCK:
                 data = bytes(data).ljust(BLOCK, b"\0")
             suffix = suffixes[number * _SUFFIX : (number + 1) * _SUFFIX]
-            aad = _AAD.pack(file_id, first + number, length, 0, generation)
-            pieces += (prefix, suffix, aad[24:], encrypt(suffix, data, aad))
-        return b"".join(pieces)
+            aad = _AAD.pack(self._file_id, first + number, length, 0, generation)
+            at = number * PAGE
+            _START.pack_into(pages, at, prefix, suffix, aad[_AAD_HEAD:])
+            # In place: a new bytes object for each block costs twice what sealing it does.
+            encrypt_into(suffix, data, aad, target[at + _BODY : at + PAGE])
+        return pages
 
-    def open(self, block: int, page: bytes | memoryview, newest_generation: int) -> OpenedBlock:
-        """Open one page. Raises Damaged if it is not block `block` of this file, or is of a later generation."""
-        length, flags, generation = _HEAD.unpack_from(page, NONCE_SIZE)
+    def _writer_for(self, count: int) -> tuple[Callable[..., int], bytes]:
+        """The cipher and nonce prefix for the next `count` blocks."""
+        if self._writer is None or self._left < count:
+            self._prefix = os.urandom(PREFIX_SIZE)
+            self._writer = self._xaes.derive(self._prefix)
+            self._left = BLOCKS_PER_PREFIX
+        self._left -= count
+        return self._writer.encrypt_into, self._prefix
+
+    def open_into(self, block: int, page: Buffer, newest_generation: int, plain: memoryview) -> OpenedHead:
+        """Open one page into the 4048 bytes `plain`. Raises Damaged if it is not block `block` of this file."""
+        prefix, suffix, length, flags, generation = _PAGE_HEAD.unpack_from(page)
         if not 1 <= length <= BLOCK or flags or generation > newest_generation:
             raise Damaged(f"block {block} has a head out of range")
-        prefix = bytes(page[:PREFIX_SIZE])
         reader = self._readers.get(prefix) or self._derive_reader(prefix)
         aad = _AAD.pack(self._file_id, block, length, flags, generation)
         try:
-            plain = reader.decrypt(page[PREFIX_SIZE:NONCE_SIZE], page[_BODY:], aad)
+            reader.decrypt_into(suffix, memoryview(page)[_BODY:], aad, plain)
         except InvalidTag as error:
             raise Damaged(f"block {block} does not authenticate") from error
-        return OpenedBlock(plain, length, generation)
+        if length < BLOCK and any(plain[length:]):
+            raise Damaged(f"block {block} is not padded with zeros")
+        return OpenedHead(length, generation)
+
+    def open(self, block: int, page: Buffer, newest_generation: int) -> OpenedBlock:
+        """Open one page. Raises Damaged if it is not block `block` of this file, or is of a later generation."""
+        plain = bytearray(BLOCK)
+        head = self.open_into(block, page, newest_generation, memoryview(plain))
+        return OpenedBlock(bytes(plain), head.length, head.generation)
 
     def _derive_reader(self, prefix: bytes) -> AESGCM:
         if len(self._readers) >= _READ_CIPHERS:

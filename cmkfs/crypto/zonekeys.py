@@ -100,22 +100,22 @@ class ZoneKeys:
 
     # -- extended attributes --------------------------------------------------------------------
 
-    def xattr_handle(self, name: bytes) -> bytes:
-        """`H` of docs/format.md, section 7: what stands for `name` in the vault."""
-        return b64.encode(self._xattrs.encrypt(name, [b"name"])[:SIV_SIZE])
+    def xattr_handle(self, owner_id: bytes, name: bytes) -> bytes:
+        """`H` of docs/format.md, section 7: what stands for `name` in the vault, at this owner only."""
+        return b64.encode(self._xattrs.encrypt(name, [b"name", owner_id])[:SIV_SIZE])
 
     def seal_xattr(self, owner_id: bytes, name: bytes, value: bytes) -> bytes:
         """The backing value of attribute `name` of the file or directory `owner_id`."""
         nonce = os.urandom(NONCE_SIZE)
         plain = bytes([len(name)]) + name + value
-        return nonce + self._xattrs.encrypt(plain, [b"value", owner_id, self.xattr_handle(name), nonce])
+        return nonce + self._xattrs.encrypt(plain, [b"value", owner_id, self.xattr_handle(owner_id, name), nonce])
 
     def open_xattr(self, owner_id: bytes, handle: bytes, sealed: bytes) -> tuple[bytes, bytes]:
         """Name and value. Raises Damaged."""
         nonce = sealed[:NONCE_SIZE]
         plain = _open(self._xattrs, sealed[NONCE_SIZE:], [b"value", owner_id, handle, nonce], "an attribute")
         name = plain[1 : 1 + plain[0]] if plain else b""
-        if not name or self.xattr_handle(name) != handle:
+        if not name or self.xattr_handle(owner_id, name) != handle:
             raise Damaged("an attribute under another's name")
         return name, plain[1 + plain[0] :]
 

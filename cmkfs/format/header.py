@@ -135,5 +135,5 @@ def peek_slot(page: bytes) -> Slot | None:
 
 
 def is_unwritten(page: bytes) -> bool:
-    """True for a header that never reached the disk: nothing, or zeros only."""
-    return not page or page.count(0) == len(page) == PAGE or (len(page) < PAGE and not any(page))
+    """True for a header that never reached the disk: nothing, or a page of zeros."""
+    return not page or page == bytes(PAGE)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NewType
 
-from cmkfs.errors import Damaged, UnknownFormat
+from cmkfs.errors import Damaged
 
 _HEAD = struct.Struct(">BI16sH")
 _CONTEXT = struct.Struct(">13sB32s16s16s16sIB32s")
@@ -23,11 +23,16 @@ class Scheme(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class CmkVersion:
-    """One version of a CMK, as wraps name it."""
+    """One version of a CMK, as wraps name it; `scheme` is a `Scheme`, or one of a later version of cmkfs."""
 
     cmk_id: CmkId
     version: int
-    scheme: Scheme
+    scheme: int
+
+    @property
+    def usable(self) -> bool:
+        """True if this version of cmkfs knows the scheme."""
+        return self.scheme in tuple(Scheme)
 
 
 class WrapKind(IntEnum):
@@ -51,17 +56,19 @@ class Recipient:
 
     @classmethod
     def read(cls, data: bytes, at: int) -> tuple["Recipient", int]:
-        """The recipient at `at` and where it ends. Raises Damaged, and UnknownFormat for an unknown scheme."""
+        """The recipient at `at` and where it ends. Raises Damaged.
+
+        A scheme that this version does not know is no error: another recipient may be for it.
+        """
         if at + _HEAD.size > len(data):
             raise Damaged("a recipient is cut off")
         scheme, number, cmk_id, length = _HEAD.unpack_from(data, at)
         end = at + _HEAD.size + length
         if end > len(data):
             raise Damaged("a recipient is cut off")
-        try:
-            version = CmkVersion(CmkId(cmk_id), number, Scheme(scheme))
-        except ValueError:
-            raise UnknownFormat(f"a key is wrapped with scheme {scheme}, which this version does not know") from None
+        if not scheme:
+            raise Damaged("a recipient without a scheme")
+        version = CmkVersion(CmkId(cmk_id), number, scheme)
         return cls(version, data[at + _HEAD.size : end]), end
 
 

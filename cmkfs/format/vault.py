@@ -53,7 +53,7 @@ class VaultFile:
         if not isinstance(fields, dict) or fields.get("cmkfs") != "vault":
             raise NotAVault("cmkfs.vault is not a vault description")
         number, features = fields.get("format"), fields.get("features")
-        if type(number) is not int or not isinstance(features, list):
+        if type(number) is not int or number < 1 or not isinstance(features, list):
             raise Damaged("cmkfs.vault has no format or no features")
         if number > FORMAT:
             raise UnknownFormat(f"the vault has format {number}; this version reads up to {FORMAT}")

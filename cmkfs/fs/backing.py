@@ -95,7 +95,7 @@ class Backing:
 
     # -- content --------------------------------------------------------------------------------
 
-    def read(self, fd: int, length: int, cipher_off: int) -> bytes | None:
+    def read(self, fd: int, length: int, cipher_off: int) -> bytes | bytearray | None:
         """What is in memory already, else None: then `read_blocking` in a thread."""
         buffer = bytearray(length)
         try:
@@ -107,7 +107,7 @@ class Backing:
                 raise
             got = os.preadv(fd, [buffer], cipher_off)
         if got == length:
-            return bytes(buffer)
+            return buffer
         # Short: the end of the file, or the end of what is cached; only a read that may wait can tell.
         return None
 
@@ -121,14 +121,18 @@ class Backing:
             data += more
         return data
 
-    def append(self, fd: int, data: bytes, cipher_off: int) -> None:
+    def prefetch(self, fd: int, length: int, cipher_off: int) -> None:
+        """Have the kernel begin to read this part, so that `read` finds it in memory; waits for nothing."""
+        os.posix_fadvise(fd, cipher_off, length, os.POSIX_FADV_WILLNEED)
+
+    def append(self, fd: int, data: bytes | bytearray | memoryview, cipher_off: int) -> None:
         """Write pages that were never written before. Raises OSError; what was written before it stays written."""
         view = memoryview(data)
         while view:
             count = os.pwrite(fd, view, cipher_off)
             view, cipher_off = view[count:], cipher_off + count
 
-    def overwrite(self, fd: int, data: bytes, cipher_off: int) -> None:
+    def overwrite(self, fd: int, data: bytes | bytearray | memoryview, cipher_off: int) -> None:
         """Write pages that were written before, none of them while the device may be reading it.
 
         ext4 and xfs let a page change while it is written back, and half of each version then lies on the

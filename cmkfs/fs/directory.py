@@ -58,7 +58,7 @@ def plain_name(directory: Directory, dir_fd: int, entry: bytes) -> bytes:
     """The plain name of a backing entry. Raises Damaged, and OSError ENOENT if a sidecar is missing."""
     if entry.startswith(LONG_PREFIX):
         sealed = os.readlink(SIDECAR_PREFIX + entry[len(LONG_PREFIX) :], dir_fd=dir_fd)
-        if name_hash(sealed) != entry[len(LONG_PREFIX) :]:
+        if len(sealed) <= MAX_NAME or name_hash(sealed) != entry[len(LONG_PREFIX) :]:
             raise Damaged("a long name whose sidecar belongs to another")
         return directory.zone.keys.open_name(directory.dir_id, sealed)
     return directory.zone.keys.open_name(directory.dir_id, entry)

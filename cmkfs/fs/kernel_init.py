@@ -51,7 +51,7 @@ ADDABLE = (
 )
 
 
-class InitSurprise(ValueError):
+class InitMessageError(ValueError):
     """A message is not what linux/fuse.h says. Caught in `negotiate`, which then edits nothing."""
 
 
@@ -133,43 +133,43 @@ class Negotiated:
 
 
 def parse_init(request: bytes) -> KernelInit:
-    """The kernel's INIT. Raises InitSurprise."""
+    """The kernel's INIT. Raises InitMessageError."""
     if len(request) < _IN_HEADER.size + _INIT_IN.size:
-        raise InitSurprise(f"INIT of {len(request)} bytes")
+        raise InitMessageError(f"INIT of {len(request)} bytes")
     length, opcode, unique, *_ = _IN_HEADER.unpack_from(request)
     if opcode != FUSE_INIT_OPCODE:
-        raise InitSurprise(f"first request has opcode {opcode}, not INIT")
+        raise InitMessageError(f"first request has opcode {opcode}, not INIT")
     if length != len(request):
-        raise InitSurprise(f"INIT says {length} bytes and has {len(request)}")
+        raise InitMessageError(f"INIT says {length} bytes and has {len(request)}")
     major, minor, _readahead, low = _INIT_IN.unpack_from(request, _IN_HEADER.size)
     if major != PROTOCOL_MAJOR:
-        raise InitSurprise(f"FUSE protocol {major}.{minor}")
+        raise InitMessageError(f"FUSE protocol {major}.{minor}")
     flags = InitFlag(low)
     second = _IN_HEADER.size + _INIT_IN.size
     if flags & InitFlag.INIT_EXT:
         if len(request) < second + _INIT_IN_FLAGS2.size:
-            raise InitSurprise("INIT_EXT without a second word of flags")
+            raise InitMessageError("INIT_EXT without a second word of flags")
         flags |= InitFlag(_INIT_IN_FLAGS2.unpack_from(request, second)[0] << 32)
     return KernelInit(unique, major, minor, flags)
 
 
 def parse_answer(answer: bytes) -> InitAnswer:
-    """An answer that accepts INIT. Raises InitSurprise, also for one that refuses or is of an old layout."""
+    """An answer that accepts INIT. Raises InitMessageError, also if it refuses or is of an old layout."""
     if len(answer) < _OUT_HEADER.size:
-        raise InitSurprise(f"answer of {len(answer)} bytes")
+        raise InitMessageError(f"answer of {len(answer)} bytes")
     length, error, unique = _OUT_HEADER.unpack_from(answer)
     if length != len(answer):
-        raise InitSurprise(f"answer says {length} bytes and has {len(answer)}")
+        raise InitMessageError(f"answer says {length} bytes and has {len(answer)}")
     if error:
-        raise InitSurprise(f"libfuse refused INIT with error {-error}")
+        raise InitMessageError(f"libfuse refused INIT with error {-error}")
     if length != ANSWER_BYTES:
-        raise InitSurprise(f"answer of {length} bytes instead of {ANSWER_BYTES}")
+        raise InitMessageError(f"answer of {length} bytes instead of {ANSWER_BYTES}")
     *fields, map_alignment, high = _INIT_OUT.unpack_from(answer, _OUT_HEADER.size)
     major, minor, readahead, low, background, congestion, max_write, time_gran, max_pages = fields
     if major != PROTOCOL_MAJOR:
-        raise InitSurprise(f"libfuse answers with protocol {major}.{minor}")
+        raise InitMessageError(f"libfuse answers with protocol {major}.{minor}")
     if high and not low & InitFlag.INIT_EXT:  # the kernel would not look at it, until INIT_EXT is added
-        raise InitSurprise("a second word of flags without INIT_EXT")
+        raise InitMessageError("a second word of flags without INIT_EXT")
     flags = InitFlag(high << 32 | low)
     tail = answer[_OUT_HEADER.size + _INIT_OUT.size :]
     return InitAnswer(
@@ -189,9 +189,9 @@ def parse_answer(answer: bytes) -> InitAnswer:
 
 
 def edit_answer(offer: KernelInit, answer: InitAnswer, wish: Wish) -> InitAnswer:
-    """libfuse's answer and what of the wish is offered. Raises InitSurprise if they are of two requests."""
+    """libfuse's answer and what of the wish is offered. Raises InitMessageError if they do not match."""
     if answer.unique != offer.unique:
-        raise InitSurprise(f"answer to request {answer.unique}, INIT is {offer.unique}")
+        raise InitMessageError(f"answer to request {answer.unique}, INIT is {offer.unique}")
     extra = wish.flags & offer.flags
     if not offer.flags & InitFlag.INIT_EXT:
         extra &= InitFlag(0xFFFFFFFF)
@@ -220,7 +220,7 @@ def negotiate(request: bytes, answer: bytes, wish: Wish) -> tuple[bytes, Negotia
     try:
         offer = parse_init(request)
         edited = edit_answer(offer, parse_answer(answer), wish)
-    except InitSurprise as surprise:
+    except InitMessageError as surprise:
         return answer, Negotiated(fallback=str(surprise))
     return edited.to_bytes(), Negotiated(
         kernel=(offer.major, offer.minor),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import trio
 
-from cmkfs.crypto.content import ZERO_PAGE, ContentCipher
+from cmkfs.crypto.content import ZERO_PAGE, Buffer, ContentCipher
 from cmkfs.crypto.dek import FileKey, ReadSlots
 from cmkfs.errors import Damaged
 from cmkfs.format.header import MAX_HOLE_RANGES, SLOT_OFFSETS, Identity, Slot, State
@@ -30,12 +30,16 @@ from cmkfs.format.layout import (
 )
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.inodes import Inode
+from cmkfs.fs.readahead import Readahead
 from cmkfs.fs.rwlock import RWLock
 from cmkfs.keys.keyring import Keyring, Lease
 from cmkfs.keys.zone import Zone, ZoneState
 
 _RANGES_IN_MEMORY = 256
 """More hole ranges than this are merged in memory too: a merge only accepts zeros where nothing was lost anyway."""
+
+Plain = bytes | memoryview
+"""Plain bytes on their way to the kernel, not copied on the way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,7 @@ class OpenFile:
         self._slot_number = slots.number
         self._backing_end = os.fstat(fd).st_size
         self._on_dirty = on_dirty
+        self._readahead = Readahead()
 
     # -- the key ---------------------------------------------------------------------------------
 
@@ -112,7 +117,7 @@ class OpenFile:
 
     # -- read ------------------------------------------------------------------------------------
 
-    async def read(self, plain_off: int, length: int) -> bytes:
+    async def read(self, plain_off: int, length: int) -> Plain:
         """Plain bytes from `plain_off`: all that were asked for, fewer only at the end of the file.
 
         Raises Damaged if a block does not authenticate, Locked and its kind if the key may not be used now.
@@ -123,9 +128,12 @@ class OpenFile:
             if length <= 0:
                 return b""
             first, count = _blocks_of(plain_off, length)
-            pages = self.backing.read(self.fd, count * PAGE, cipher_off(first))
-            if pages is not None:
-                return self._open_pages(key.content, pages, first, plain_off, length)
+            ahead = self._readahead.next_window(plain_off, length, cipher_off(first + count))
+            if ahead is not None:
+                self.backing.prefetch(self.fd, *ahead)
+            cached = self.backing.read(self.fd, count * PAGE, cipher_off(first))
+            if cached is not None:
+                return self._open_pages(key.content, cached, first, plain_off, length)
         async with self.lock.reading():
             length = min(length, self.size - plain_off)
             if length <= 0:
@@ -135,7 +143,7 @@ class OpenFile:
             key = await self._reading_key()
             return self._open_pages(key.content, pages, first, plain_off, length)
 
-    async def _fetch(self, first: int, count: int) -> bytes:
+    async def _fetch(self, first: int, count: int) -> Buffer:
         pages = self.backing.read(self.fd, count * PAGE, cipher_off(first))
         if pages is None:
             pages = await trio.to_thread.run_sync(
@@ -143,32 +151,33 @@ class OpenFile:
             )
         return pages
 
-    def _open_pages(self, content: ContentCipher, pages: bytes, first: int, plain_off: int, length: int) -> bytes:
+    def _open_pages(self, content: ContentCipher, pages: Buffer, first: int, plain_off: int, length: int) -> Plain:
         view, newest = memoryview(pages), self.generation + 1
         last = (plain_off + length - 1) // BLOCK
-        pieces = []
+        plain = memoryview(bytearray((last + 1 - first) * BLOCK))
         for block in range(first, last + 1):
-            at = (block - first) * PAGE
-            pieces.append(self._open_page(content, block, view[at : at + PAGE], newest))
+            number = block - first
+            page = view[number * PAGE : (number + 1) * PAGE]
+            self._open_page(content, block, page, newest, plain[number * BLOCK : (number + 1) * BLOCK])
         start = plain_off - first * BLOCK
-        return b"".join(pieces)[start : start + length]
+        return plain[start : start + length]
 
-    def _open_page(self, content: ContentCipher, block: int, page: memoryview, newest: int) -> bytes:
-        """The plain bytes of a block, padded to a full one. Raises Damaged."""
+    def _open_page(self, content: ContentCipher, block: int, page: memoryview, newest: int, plain: memoryview) -> None:
+        """Put the plain bytes of a block, padded to a full one, into `plain`, which is all zeros. Raises Damaged."""
         if len(page) < PAGE:
             raise Damaged(f"block {block} is cut off")
-        if not page[0] and block in self.holes and page == ZERO_PAGE:
-            return bytes(BLOCK)
-        opened = content.open(block, page, newest)
-        if opened.length < block_length(self.size, block):
+        wanted = block_length(self.size, block)
+        if not page[0] and wanted == BLOCK and block in self.holes and page == ZERO_PAGE:
+            return
+        head = content.open_into(block, page, newest, plain)
+        if head.length < wanted:
             raise Damaged(f"block {block} is shorter than the file needs")
-        return opened.plain
 
     async def _old_block(self, key: FileKey, block: int) -> bytes:
         """The plain bytes that a block has now, without what pads it."""
         pages = await self._fetch(block, 1)
-        plain = self._open_page(key.content, block, memoryview(pages), self.generation + 1)
-        return plain[: block_length(self.size, block)]
+        length = block_length(self.size, block)
+        return bytes(self._open_pages(key.content, pages, block, block * BLOCK, length))
 
     # -- write -----------------------------------------------------------------------------------
 
@@ -220,7 +229,7 @@ class OpenFile:
             self._begin_dirty(key)
             self._put(key.content.seal(block, old.ljust(BLOCK, b"\0"), self.generation), block)
 
-    def _put(self, sealed: bytes, first: int) -> None:
+    def _put(self, sealed: Buffer, first: int) -> None:
         at = cipher_off(first)
         try:
             if at < self._backing_end:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import trio
 
-from cmkfs.crypto.content import ZERO_PAGE, ContentCipher
+from cmkfs.crypto.content import ZERO_PAGE, Buffer, ContentCipher
 from cmkfs.errors import Damaged
 from cmkfs.format.header import Identity, Slot, State, is_unwritten
 from cmkfs.format.layout import BLOCK, PAGE, cipher_off, plain_size_of
@@ -79,7 +79,7 @@ class FileOpener:
             return self._inodes.open(inode, os.O_RDONLY)
 
     async def _load(self, inode: Inode, zone: Zone, fd: int) -> OpenFile:
-        page = await self._pages(fd, 1, 0)
+        page = bytes(await self._pages(fd, 1, 0))
         if self.recovering and is_unwritten(page):
             return await self._give_header(inode, zone, fd)
         identity = Identity.from_bytes(page)
@@ -202,7 +202,7 @@ class FileOpener:
         file.close()
         self._inodes.drop_if_unused(inode)
 
-    async def _pages(self, fd: int, count: int, at: int) -> bytes:
+    async def _pages(self, fd: int, count: int, at: int) -> Buffer:
         pages = self._backing.read(fd, count * PAGE, at)
         if pages is None:
             pages = await trio.to_thread.run_sync(self._backing.read_blocking, fd, count * PAGE, at)

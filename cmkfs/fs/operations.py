@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyfuse3
 import trio
@@ -146,7 +146,7 @@ class Operations(pyfuse3.Operations):
         if handle is None or not handle.writable:
             self._allowed(node, ctx, Action.WRITE)
         zone = self.zone_of(node)
-        await self._setattr.apply(node, zone, attr, fields, ctx.uid)
+        await self._setattr.apply(node, zone, attr, fields, _request(ctx))
         if zone.state is not ZoneState.SETTLING:
             zone.check()
         return self._attributes.of(node)
@@ -331,7 +331,7 @@ class Operations(pyfuse3.Operations):
         number = self.handles.add_file(FileHandle(file, _request(ctx), flags))
         try:
             if flags & os.O_TRUNC:
-                await self._setattr.truncate(file, 0, ctx.uid)
+                await self._setattr.truncate(file, 0, _request(ctx))
             zone.check()
         except BaseException:
             await self.release(number)
@@ -366,7 +366,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        return await self.handles.files[fh].file.read(off, size)
+        return cast(bytes, await self.handles.files[fh].file.read(off, size))  # any buffer will do
 
     @guarded
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -377,7 +377,7 @@ class Operations(pyfuse3.Operations):
         elif zone.state is ZoneState.LOCKED:
             self.refused_bytes += len(buf)
         written = await handle.file.write(off, buf)
-        await self._setattr.after_write(handle.file, handle.request.uid)
+        await self._setattr.after_write(handle.file, handle.request)
         return written
 
     @guarded

@@ -9,6 +9,7 @@ import trio
 from cmkfs.fs.inodes import Inode, InodeTable
 from cmkfs.fs.openfile import OpenFile
 from cmkfs.fs.opening import FileOpener
+from cmkfs.keys.policies import Request, supplementary_groups
 from cmkfs.keys.zone import Zone
 
 
@@ -25,11 +26,11 @@ class Setattr:
         zone: Zone,
         attr: pyfuse3.EntryAttributes,
         fields: pyfuse3.SetattrFields,
-        uid: int,
+        request: Request,
     ) -> None:
         """Set all that `fields` names. Raises OSError, Damaged, Locked, …"""
         if fields.update_size:
-            await self._resize(inode, zone, attr.st_size, uid)
+            await self._resize(inode, zone, attr.st_size, request)
         if fields.update_mode or fields.update_uid or fields.update_gid or fields.update_atime or fields.update_mtime:
             inode.may_be_setid = True
             with self._inodes.reach(inode) as path:
@@ -46,32 +47,39 @@ class Setattr:
             mtime = attr.st_mtime_ns if fields.update_mtime else now.st_mtime_ns
             os.utime(path, ns=(atime, mtime))
 
-    async def _resize(self, inode: Inode, zone: Zone, size: int, uid: int) -> None:
+    async def _resize(self, inode: Inode, zone: Zone, size: int, request: Request) -> None:
         file = await self._opener.open(inode, zone)
         file.handles += 1
         try:
-            await self.truncate(file, size, uid)
+            await self.truncate(file, size, request)
         finally:
             file.handles -= 1
             self._opener.release(file)
 
-    async def truncate(self, file: OpenFile, size: int, uid: int) -> None:
+    async def truncate(self, file: OpenFile, size: int, request: Request) -> None:
         """Set the size of an open file, as SETATTR or O_TRUNC wants it."""
         if size == 0:
             await self._opener.truncate_to_zero(file)
         else:
             await file.truncate(size)
-        await self.after_write(file, uid)
+        await self.after_write(file, request)
 
-    async def after_write(self, file: OpenFile, uid: int) -> None:
+    async def after_write(self, file: OpenFile, request: Request) -> None:
         """Content changed: setuid and setgid go, unless root changed it (CAP_FSETID, inode(7))."""
-        if uid == 0 or not file.inode.may_be_setid:
+        if request.uid == 0 or not file.inode.may_be_setid:
             return
-        mode = os.fstat(file.fd).st_mode
+        found = os.fstat(file.fd)
+        mode = found.st_mode
         kept = mode & ~stat.S_ISUID
-        if mode & stat.S_IXGRP:
+        if mode & stat.S_IXGRP or not _in_group(request, found.st_gid):
             kept &= ~stat.S_ISGID
-        file.inode.may_be_setid = False
+        # A setgid bit that this caller may leave is looked at again for the next one.
+        file.inode.may_be_setid = bool(kept & stat.S_ISGID)
         if kept != mode:
             os.fchmod(file.fd, stat.S_IMODE(kept))
             await trio.to_thread.run_sync(lambda: pyfuse3.invalidate_inode(file.inode.ino, attr_only=True))
+
+
+def _in_group(request: Request, gid: int) -> bool:
+    """Is the caller in the group? One whose groups cannot be told is not."""
+    return gid == request.gid or gid in (supplementary_groups(request.pid) or ())

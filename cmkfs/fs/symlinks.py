@@ -33,15 +33,19 @@ class Symlinks:
 
     def open(self, zone: Zone, backing_target: bytes) -> bytes:
         """The plain target. Raises Damaged."""
-        if backing_target.startswith(b"."):
-            link_id, count, _ = _parse(backing_target)
-            try:
-                backing_target = b"".join(
-                    os.readlink(self._part(link_id, number), dir_fd=self._root_fd) for number in range(count)
-                )
-            except OSError as error:
-                raise Damaged("a part of a long symlink target is missing") from error
-        return zone.keys.open_target(backing_target)
+        if not backing_target.startswith(b"."):
+            return zone.keys.open_target(backing_target)
+        link_id, count, length = _parse(backing_target)
+        try:
+            parts = [os.readlink(self._part(link_id, number), dir_fd=self._root_fd) for number in range(count)]
+        except OSError as error:
+            raise Damaged("a part of a long symlink target is missing") from error
+        if any(len(part) != _PART for part in parts[:-1]):
+            raise Damaged("a part of a long symlink target has the wrong length")
+        target = zone.keys.open_target(b"".join(parts))
+        if len(target) != length:
+            raise Damaged("a long symlink target has another length than told")
+        return target
 
     def remove_parts(self, backing_target: bytes) -> None:
         """The last link is gone: so are its parts. One that is gone already is no error."""
@@ -79,6 +83,6 @@ def _parse(backing_target: bytes) -> tuple[bytes, int, int]:
     if not (fields[2].isdigit() and fields[3].isdigit()):
         raise Damaged("a symlink in the vault that is none")
     count, length = int(fields[2]), int(fields[3])
-    if not 1 <= count <= 8 or not 1 <= length <= MAX_TARGET:
+    if backing_target != b".%b.%d.%d" % (fields[1], count, length) or not 2 <= count <= 8 or not 1 <= length <= MAX_TARGET:
         raise Damaged("a symlink in the vault that is none")
     return fields[1], count, length

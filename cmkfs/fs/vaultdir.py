@@ -59,6 +59,8 @@ class VaultDir:
     def session(self) -> Session:
         """The session that counts; one that a crash left half-written counts as open. Raises Damaged."""
         data = self._read(SESSION_FILE)
+        if len(data) != 2 * SESSION_SLOT:
+            raise Damaged("the session record has the wrong length")
         slots: dict[int, Session] = {}
         for number in (0, 1):
             piece = data[number * SESSION_SLOT : (number + 1) * SESSION_SLOT]
@@ -67,6 +69,8 @@ class VaultDir:
                 slots[number] = session
         if not slots:
             raise Damaged("the session record does not authenticate")
+        if len(slots) == 2 and slots[0].sequence == slots[1].sequence:
+            raise Damaged("both slots of the session record claim to be the newest")
         self._number = max(slots, key=lambda number: slots[number].sequence)
         newest = slots[self._number]
         if len(slots) == 2:

@@ -25,10 +25,11 @@ class Xattrs:
     def get(self, inode: Inode, zone: Zone, name: bytes) -> bytes:
         """The value. Raises OSError ENODATA, EOPNOTSUPP; Damaged if it does not authenticate."""
         _check_name(name)
-        handle = zone.keys.xattr_handle(name)
+        owner = self._owner_id(inode)
+        handle = zone.keys.xattr_handle(owner, name)
         with self._inodes.reach(inode) as path:
             sealed = os.getxattr(path, PREFIX.encode() + handle)
-        found, value = zone.keys.open_xattr(self._owner_id(inode), handle, sealed)
+        found, value = zone.keys.open_xattr(owner, handle, sealed)
         if found != name:
             raise Damaged("an attribute under another's name")
         return value
@@ -38,15 +39,17 @@ class Xattrs:
         _check_name(name)
         if len(value) > MAX_VALUE:
             raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
-        sealed = zone.keys.seal_xattr(self._owner_id(inode), name, value)
+        owner = self._owner_id(inode)
+        sealed = zone.keys.seal_xattr(owner, name, value)
         with self._inodes.reach(inode) as path:
-            os.setxattr(path, self._handle(zone, name), sealed, flags)
+            os.setxattr(path, PREFIX.encode() + zone.keys.xattr_handle(owner, name), sealed, flags)
 
     def remove(self, inode: Inode, zone: Zone, name: bytes) -> None:
         """Remove an attribute. Raises OSError ENODATA, EOPNOTSUPP."""
         _check_name(name)
+        handle = zone.keys.xattr_handle(self._owner_id(inode), name)
         with self._inodes.reach(inode) as path:
-            os.removexattr(path, self._handle(zone, name))
+            os.removexattr(path, PREFIX.encode() + handle)
 
     def names(self, inode: Inode, zone: Zone) -> list[bytes]:
         """The plain names of all attributes. Raises Damaged if one does not authenticate."""
@@ -57,9 +60,6 @@ class Xattrs:
         owner = self._owner_id(inode)
         handles = {os.fsencode(name)[len(PREFIX) :]: value for name, value in sealed.items()}
         return [zone.keys.open_xattr(owner, handle, value)[0] for handle, value in handles.items()]
-
-    def _handle(self, zone: Zone, name: bytes) -> bytes:
-        return PREFIX.encode() + zone.keys.xattr_handle(name)
 
     def _owner_id(self, inode: Inode) -> bytes:
         """What the attributes are bound to: the id of the directory, or the file id in the header."""

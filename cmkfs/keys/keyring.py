@@ -12,7 +12,7 @@ from typing import TypeVar
 from cmkfs.crypto.dek import FileKey
 from cmkfs.crypto.kdf import commitment
 from cmkfs.crypto.zonekeys import ZoneKeys
-from cmkfs.errors import Damaged, KeyUnavailable, PolicyDenied
+from cmkfs.errors import Damaged, KeyUnavailable, PolicyDenied, UnknownFormat
 from cmkfs.format.header import Identity
 from cmkfs.format.recipient import CmkVersion, Recipient, WrapContext, WrapKind
 from cmkfs.format.vault import VaultFile
@@ -192,6 +192,8 @@ class Keyring:
 def unwrap_zone_secret(provider: KeyProvider, vault: VaultFile, zone: Zone) -> bytearray:
     """The 32 bytes all keys of a zone come from. Blocks. Raises Disabled, TokenUnavailable, Tampered."""
     recipient = zone.record.recipient
+    if not recipient.version.usable:
+        raise UnknownFormat(f"the zone's secret is wrapped with the unknown scheme {recipient.version.scheme}")
     context = WrapContext(
         WrapKind.ZONE, vault.vault_hash, zone.zone_id, zone.zone_id, zone.record.commitment
     ).to_bytes(recipient.version)
@@ -200,6 +202,6 @@ def unwrap_zone_secret(provider: KeyProvider, vault: VaultFile, zone: Zone) -> b
 
 def _recipient_for(zone: Zone, identity: Identity) -> Recipient:
     for recipient in identity.recipients:
-        if recipient.version.cmk_id == zone.cmk_id:
+        if recipient.version.cmk_id == zone.cmk_id and recipient.version.usable:
             return recipient
     raise Damaged("a file that is wrapped under no CMK of its zone")

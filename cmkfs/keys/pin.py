@@ -37,7 +37,7 @@ class PinSource:
 
 
 def read_pin(source: PinSource, *, label: str) -> str:
-    """The PIN of the token `label`. May ask on the terminal. Raises ConfigError, which never quotes the PIN."""
+    """The PIN of the token `label`. May ask on the terminal. Raises ConfigError, never quoting the PIN."""
     match source.kind:
         case PinKind.FILE:
             pin = _from_file(Path(source.value))

@@ -43,6 +43,7 @@ WRAPPED_SIZE: Final = IV_SIZE + SECRET_SIZE + TAG_SIZE
 
 _UNKNOWN: Final = "unknown"
 _CREATE_TRIES: Final = 5
+_POLICY_TRIES: Final = 5
 
 
 class Pkcs11Provider:
@@ -85,7 +86,7 @@ class Pkcs11Provider:
         return wrapped
 
     def unwrap(self, version: CmkVersion, wrapped: bytes, *, context: bytes) -> bytearray:
-        """The 32 bytes again. Raises Disabled, CmkNotFound, TokenUnavailable, and Tampered if the CMK works."""
+        """The 32 bytes again. Raises Disabled, CmkNotFound, TokenUnavailable; Tampered if the CMK works."""
         if len(wrapped) == WRAPPED_SIZE:
             try:
                 return self._decrypt(version, wrapped, context)
@@ -101,7 +102,7 @@ class Pkcs11Provider:
         raise Tampered(f"a wrapped key has {len(wrapped)} bytes, not {WRAPPED_SIZE}")
 
     def canary(self, cmk_id: CmkId) -> None:
-        """Return if every version of the CMK can unwrap now. Raises Disabled, CmkNotFound, TokenUnavailable."""
+        """Return if every version can unwrap now. Raises Disabled, CmkNotFound, TokenUnavailable."""
         self._keys.canary(cmk_id)
 
     def find(self, name: str) -> Cmk:
@@ -114,15 +115,14 @@ class Pkcs11Provider:
 
     def policy(self, cmk_id: CmkId) -> str | None:
         """The policy's TOML text, None without one. Raises CmkNotFound, TokenUnavailable, Tampered."""
-        policies, unreadable = self._policies(self._keys.of(cmk_id)[0])
-        if policies:
-            return policies[-1][1].text
-        if unreadable:
-            # No policy would allow more than the one that cannot be read.
-            raise Tampered(
-                f"the policy of CMK {cmk_id.hex()} cannot be read", hint="cmkfs policy set NAME FILE"
-            )
-        return None
+        key = self._keys.of(cmk_id)[0]
+        for _ in range(_POLICY_TRIES):
+            # None at all may mean that another process put a new one in place of the old one meanwhile:
+            # SoftHSM's searches are no snapshots.
+            policies = self._policies(key)
+            if policies:
+                return policies[-1][1].text
+        raise Tampered(f"the policy of CMK {key.name!r} cannot be read", hint="cmkfs policy set NAME FILE")
 
     def token_info(self) -> TokenInfo:
         """The token, asked now. Raises TokenUnavailable."""
@@ -173,6 +173,7 @@ class Pkcs11Provider:
         self._require_read_write("to enable or disable a CMK")
         with self._session.lock.changing(), translated("to change the usage of a CMK"):
             versions = self._keys.of(cmk_id)
+            cmk.after(self._cmk(versions).state, cmk.CmkMove.ENABLE if enabled else cmk.CmkMove.DISABLE)
             changes = self._to_enable(versions) if enabled else self._to_disable(versions)
             for item, right in changes:
                 item.key[right] = enabled
@@ -182,15 +183,17 @@ class Pkcs11Provider:
         return bool(changes)
 
     def set_policy(self, cmk_id: CmkId, text: str | None) -> None:
-        """Keep the policy's text with the CMK, or remove it (None). Raises KeyDenied, CmkNotFound, TokenUnavailable."""
+        """Keep the policy's text with the CMK, or that it has none (None).
+
+        Raises KeyDenied, CmkNotFound, TokenUnavailable.
+        """
         self._require_read_write("to change a policy")
         with self._session.lock.changing(), translated("to change a policy"):
             newest = self._keys.of(cmk_id)[0]
-            old, _ = self._policies(newest)
-            if text is not None:
-                epoch = 1 + max((record.epoch for _, record in old), default=0)
-                value = PolicyRecord(cmk_id, epoch, text).to_bytes()
-                self._session.raw().create_object(new_record(policy_records(newest.name), value))
+            old = self._policies(newest)
+            epoch = 1 + max((record.epoch for _, record in old), default=0)
+            value = PolicyRecord(cmk_id, epoch, text).to_bytes()
+            self._session.raw().create_object(new_record(policy_records(newest.name), value))
             # The oldest first, so that at each moment the highest epoch is the right one.
             for item, _ in old:
                 try:
@@ -233,15 +236,15 @@ class Pkcs11Provider:
         # Half-written or lost: the key itself is whole, only its history is unknown.
         return CmkRecord(key.cmk_id, key.name, cmk.KEY_TYPE, _UNKNOWN, _UNKNOWN)
 
-    def _policies(self, key: KeyObject) -> tuple[list[tuple[pkcs11.Object, PolicyRecord]], int]:
-        """The CMK's policies by epoch, and how many there are that cannot be read."""
+    def _policies(self, key: KeyObject) -> list[tuple[pkcs11.Object, PolicyRecord]]:
+        """The CMK's policies that can be read, by epoch."""
 
         def read(item: pkcs11.Object) -> tuple[pkcs11.Object, PolicyRecord]:
             return item, PolicyRecord.from_bytes(read_value(item))
 
-        found = self._session.search(policy_records(key.name), read)
-        ours = [(item, record) for item, record in found.values if record.cmk_id == key.cmk_id]
-        return sorted(ours, key=lambda pair: (pair[1].epoch, pair[1].text)), found.broken
+        found = self._session.search(policy_records(key.name), read).values
+        ours = [(item, record) for item, record in found if record.cmk_id == key.cmk_id]
+        return sorted(ours, key=lambda pair: (pair[1].epoch, pair[1].text or ""))
 
     def _require_read_write(self, doing: str) -> None:
         if not self._session.read_write:
@@ -262,21 +265,23 @@ class Pkcs11Provider:
         """
         created = datetime.now(UTC).isoformat(timespec="seconds")
         record = CmkRecord(cmk_id, name, key_type, "generated", created)
+        policy = PolicyRecord(cmk_id, 0, None)
         session = self._session.raw()
         with translated("to create a CMK"):
-            # The description first: a crash leaves a description without a key, which nobody looks at.
-            meta = session.create_object(new_record(meta_records(name), record.to_bytes()))
+            # The records first: a crash leaves records without a key, which nobody looks at.
+            made: list[pkcs11.Object] = []
             try:
-                key = self._generate(name, cmk_id, version=1)
-            except BaseException:
-                meta.destroy()
-                raise
-            found = self._session.search(keys_named(name), read_key).values
-            if {item.cmk_id for item in found} == {cmk_id}:
-                return True
-            key.destroy()
-            meta.destroy()
-            return False
+                made.append(session.create_object(new_record(meta_records(name), record.to_bytes())))
+                made.append(session.create_object(new_record(policy_records(name), policy.to_bytes())))
+                made.append(self._generate(name, cmk_id, version=1))
+                found = self._session.search(keys_named(name), read_key).values
+                if {item.cmk_id for item in found} == {cmk_id}:
+                    made.clear()
+                    return True
+            finally:
+                for item in reversed(made):
+                    item.destroy()
+        return False
 
     def _generate(self, name: str, cmk_id: CmkId, version: int) -> pkcs11.SecretKey:
         key = self._session.raw().generate_key(

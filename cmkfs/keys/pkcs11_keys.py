@@ -7,7 +7,6 @@ all (python-pkcs11 builds the class from the attributes), so it is not kept.
 """
 
 import hmac
-import math
 import secrets
 import time
 from collections.abc import Callable
@@ -29,7 +28,8 @@ K = TypeVar("K")
 IV_SIZE: Final = 12
 TAG_SIZE: Final = 16
 MEND_SECONDS: Final = 1.0
-"""At most one new session in this time because a key has vanished."""
+MAX_MEND_SECONDS: Final = 60.0
+"""The first and the longest time between two new sessions because a key has vanished."""
 
 _CANARY_CONTEXT: Final = b"cmkfs canary v1"
 
@@ -52,19 +52,19 @@ class KeyHandles:
         self._canaries: dict[tuple[CmkId, int], _Canary] = {}
         self._names: dict[CmkId, str] = {}
         self._versions: dict[CmkId, set[int]] = {}
-        self._mended_at = -math.inf
+        self._mend_at: dict[CmkId, float] = {}
+        self._absences: dict[CmkId, int] = {}
 
     def forget(self) -> None:
         """Drop every handle: after the module was initialised again none of them means anything."""
         self._kept.clear()
         self._canaries.clear()
-        self._versions.clear()
 
     def named(self, name: str) -> list[KeyObject]:
         """All versions of the CMK of this name, newest first. Raises CmkNotFound, TokenUnavailable."""
-        found = self._find(keys_named(name), known=name in self._names.values())
+        known_as = next((cmk_id for cmk_id, other in self._names.items() if other == name), None)
+        found = self._find(keys_named(name), known_as)
         if not found:
-            self._names = {cmk_id: other for cmk_id, other in self._names.items() if other != name}
             raise CmkNotFound(f"the token has no CMK {name!r}")
         if len({item.cmk_id for item in found}) > 1:
             raise CmkNotFound(f"the token has more than one CMK {name!r}; none of them is used")
@@ -73,11 +73,10 @@ class KeyHandles:
     def of(self, cmk_id: CmkId) -> list[KeyObject]:
         """All versions of the CMK of this id, newest first. Raises CmkNotFound, TokenUnavailable."""
         # Version 1 is never removed: data wrapped under it needs it.
-        first = self._find(key_of(cmk_id, 1), known=cmk_id in self._names)
+        first = self._find(key_of(cmk_id, 1), cmk_id if cmk_id in self._names else None)
         if not first:
-            self._names.pop(cmk_id, None)
             raise CmkNotFound(f"the token has no CMK with id {cmk_id.hex()}")
-        found = self._find(keys_named(first[0].name), known=True)
+        found = self._find(keys_named(first[0].name), cmk_id)
         return self._noted([item for item in found if item.cmk_id == cmk_id] or first)
 
     def encrypt(self, cmk_id: CmkId, version: int, iv: bytes, plain: bytes, context: bytes) -> bytes:
@@ -130,21 +129,28 @@ class KeyHandles:
             self._versions.setdefault(item.cmk_id, set()).add(item.version)
         return sorted(found, key=lambda item: item.version, reverse=True)
 
-    def _find(self, template: dict[Attribute, Any], *, known: bool) -> list[KeyObject]:
-        """The keys that match. What was `known` and is not there is looked for again in a new session.
+    def _find(self, template: dict[Attribute, Any], known_as: CmkId | None) -> list[KeyObject]:
+        """The keys that match. What is known here and not there is looked for again in a new session.
 
         A key that another process changes may vanish from SoftHSM's view of its store until the module
-        is initialised again (`keys.softhsm_lock`).
+        is initialised again (`keys.softhsm_lock`). A first new session may meet the very same change
+        again: only after a second one is the key believed to be gone. Ever more rarely it is looked for
+        even then.
         """
         found = self._session.search(template, read_key).values
-        if found or not known:
+        if found or known_as is None:
             return found
-        if time.monotonic() < self._mended_at + MEND_SECONDS:
-            raise TokenUnavailable("the token does not show a key that it had")
-        self._mended_at = time.monotonic()
-        self.forget()
-        self._session.reopen()
-        return self._session.search(template, read_key).values
+        now = time.monotonic()
+        if now >= self._mend_at.get(known_as, now):
+            absences = self._absences.get(known_as, 0)
+            self._mend_at[known_as] = now + min(MEND_SECONDS * 2.0**absences, MAX_MEND_SECONDS)
+            self.forget()
+            self._session.reopen()
+            found = self._session.search(template, read_key).values
+            self._absences[known_as] = 0 if found else absences + 1
+        if found or self._absences.get(known_as, 0) >= 2:
+            return found
+        raise TokenUnavailable("the token does not show a key that it had")
 
     def _use(
         self, cmk_id: CmkId, version: int, right: type[K], action: Callable[[K], Any], doing: str
@@ -171,10 +177,9 @@ class KeyHandles:
 
     def _fetch(self, cmk_id: CmkId, version: int, right: type[K]) -> K:
         self._kept.pop((cmk_id, version), None)
-        known = version in self._versions.get(cmk_id, ())
-        found = self._find(key_of(cmk_id, version), known=known)
+        known_as = cmk_id if version in self._versions.get(cmk_id, ()) else None
+        found = self._find(key_of(cmk_id, version), known_as)
         if not found:
-            self._versions.pop(cmk_id, None)
             raise CmkNotFound(f"the token has no version {version} of the CMK with id {cmk_id.hex()}")
         self._noted(found[:1])
         key = found[0].key

@@ -30,7 +30,7 @@ from cmkfs.keys.provider import TokenInfo
 from cmkfs.keys.softhsm_lock import StoreLock
 
 if TYPE_CHECKING:
-    from pkcs11._pkcs11 import lib as Library
+    from pkcs11 import _pkcs11
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ def _release(module: str) -> None:
         _claimed.discard(module)
 
 
-def _load(module: str, softhsm2_conf: Path | None) -> "Library":
+def _load(module: str, softhsm2_conf: Path | None) -> "_pkcs11.lib":
     """The module, initialised. Raises TokenUnavailable."""
     if softhsm2_conf is not None:
         os.environ[_CONF_VARIABLE] = str(softhsm2_conf)
@@ -87,7 +87,7 @@ def _load(module: str, softhsm2_conf: Path | None) -> "Library":
         return pkcs11.lib(module)
 
 
-def _finalise(library: "Library") -> None:
+def _finalise(library: "_pkcs11.lib") -> None:
     # A module that cannot finalise is as gone as one that can: nothing of it is used any more.
     if library.initialized:
         with suppress(pkcs11.PKCS11Error):
@@ -95,7 +95,7 @@ def _finalise(library: "Library") -> None:
 
 
 @contextmanager
-def loaded(module: str, softhsm2_conf: Path | None) -> Iterator["Library"]:
+def loaded(module: str, softhsm2_conf: Path | None) -> Iterator["_pkcs11.lib"]:
     """The module for a moment, without a login. Raises Busy and TokenUnavailable."""
     _claim(module)
     conf_before = os.environ.get(_CONF_VARIABLE)
@@ -137,8 +137,8 @@ def list_tokens(module: str, softhsm2_conf: Path | None = None) -> tuple[TokenIn
     )
 
 
-def present_tokens(library: "Library") -> list[pkcs11.Token]:
-    """Every token that describes itself; one that does not must not hide the others. Raises TokenUnavailable."""
+def present_tokens(library: "_pkcs11.lib") -> list[pkcs11.Token]:
+    """Every token that describes itself; one that does not hides no others. Raises TokenUnavailable."""
     with translated("to list its slots"):
         slots = library.get_slots(token_present=True)
     tokens = []

@@ -78,11 +78,15 @@ class CmkRecord:
 
 @dataclass(frozen=True, slots=True)
 class PolicyRecord:
-    """A CMK's policy as TOML text. Of several records the one with the highest `epoch` counts."""
+    """A CMK's policy as TOML text, or that it has none (None). The record with the highest `epoch` counts.
+
+    Every CMK has such a record from the beginning, so that a lost one cannot pass for "no policy", which
+    would allow more.
+    """
 
     cmk_id: CmkId
     epoch: int
-    text: str
+    text: str | None
 
     def to_bytes(self) -> bytes:
         """The record as it is kept in the token."""
@@ -92,15 +96,17 @@ class PolicyRecord:
                 "format": _FORMAT,
                 "cmk_id": self.cmk_id.hex(),
                 "epoch": self.epoch,
-                "text": self.text,
+                "set": int(self.text is not None),
+                "text": self.text or "",
             }
         )
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Self:
         """The record again. Raises ValueError for anything that `to_bytes` did not make."""
-        fields = _decode(raw, "policy", ("cmk_id", "text"), ("epoch",))
-        record = cls(_cmk_id(fields["cmk_id"]), int(fields["epoch"]), str(fields["text"]))
+        fields = _decode(raw, "policy", ("cmk_id", "text"), ("epoch", "set"))
+        text = str(fields["text"]) if fields["set"] else None
+        record = cls(_cmk_id(fields["cmk_id"]), int(fields["epoch"]), text)
         if record.to_bytes() != raw:
             raise ValueError("the policy record is not in its exact form")
         return record

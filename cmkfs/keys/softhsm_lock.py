@@ -27,7 +27,7 @@ _POLL_SECONDS: Final = 0.001
 
 
 class StoreLock:
-    """The lock of one provider; nested uses count as the outermost. Without a configuration it does nothing."""
+    """The lock of one provider; nested uses count as the outermost. Without a `softhsm2_conf` it is none."""
 
     def __init__(self, softhsm2_conf: Path | None) -> None:
         self._conf = softhsm2_conf

@@ -4,19 +4,18 @@ Refused: its zones lock. Unreachable: work goes on for the outage grace, then th
 themselves when the token answers again; a lock by an operator does not. An explicit disable always wins.
 """
 
-import hashlib
 import logging
 from collections.abc import Awaitable, Callable
 
 import trio
 
 from cmkfs.accounts import SystemAccounts
-from cmkfs.errors import CmkfsError, CmkNotFound, ConfigError, Disabled, KeyUnavailable, Revoked, TokenUnavailable
+from cmkfs.errors import CmkfsError, CmkNotFound, ConfigError, Disabled, KeyUnavailable, Revoked, Tampered, TokenUnavailable
 from cmkfs.format.recipient import CmkId
 from cmkfs.keys.policies import Policies
 from cmkfs.keys.provider import KeyProvider
 from cmkfs.keys.worker import TokenWorker
-from cmkfs.policy import parse
+from cmkfs.policy import fingerprint, parse
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +60,18 @@ class CmkWatch:
 
     @property
     def policy_hash(self) -> str:
-        """SHA-256 of the policy in force, in hex; empty if there is none."""
-        return "" if self._policy_text is None else hashlib.sha256(self._policy_text.encode()).hexdigest()
+        """The fingerprint of the policy in force; empty if there is none."""
+        return fingerprint(self._policy_text)
 
     async def run(self) -> None:
         """Look twice within each revocation bound."""
         while True:
             await trio.sleep(self._interval)
             await self.look()
+
+    async def begin(self, deadline: float) -> None:
+        """Read the policy before anything is served. Raises Disabled, TokenUnavailable, …"""
+        self.take_policy(await self._token.call(self._ask, deadline=deadline))
 
     async def look(self) -> None:
         """Look now; returns when what was found has taken effect."""
@@ -79,6 +82,10 @@ class CmkWatch:
             except (Disabled, Revoked, CmkNotFound) as error:
                 self._unreachable_since = None
                 await self._refused(_as_refusal(error, self._name))
+            except Tampered as error:
+                # Somebody edited what the token keeps of the CMK; who may use it cannot be told.
+                self._unreachable_since = None
+                await self._refused(KeyUnavailable(str(error), hint=error.next_step))
             except CmkfsError as error:
                 await self._unreachable(error, began)
             else:

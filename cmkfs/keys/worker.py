@@ -65,6 +65,10 @@ class _Job(Generic[R]):
         self._result = None
 
 
+def _late(deadline: float) -> TokenUnavailable:
+    return TokenUnavailable(f"the token did not answer within {deadline:g} s")
+
+
 class TokenWorker:
     """The thread. It starts at the first call, so a process may fork before that; idle, it uses no CPU."""
 
@@ -103,13 +107,13 @@ class TokenWorker:
                 job.drop()  # The event loop ended meanwhile, and the caller with it.
 
         job = _Job(lambda: function(*args), tell)
-        self._put(job)
+        self._put(job, deadline)
         try:
-            with trio.move_on_after(max(0.0, deadline)):
+            with trio.move_on_after(deadline):
                 await done.wait()
         except BaseException:
             self._take_back(job)
-            job.drop()  # It may be done already, and the caller was cancelled before it could take the result.
+            job.drop()  # It may be done already, when the caller was cancelled just then.
             raise
         return self._result_of(job, deadline)
 
@@ -117,9 +121,9 @@ class TokenWorker:
         """`call` for threads without an event loop: the commands."""
         done = threading.Event()
         job = _Job(lambda: function(*args), done.set)
-        self._put(job)
+        self._put(job, deadline)
         try:
-            done.wait(max(0.0, deadline))
+            done.wait(deadline)
         except BaseException:
             self._take_back(job)
             job.drop()
@@ -145,15 +149,18 @@ class TokenWorker:
         thread.join(max(0.0, wait))
         return not thread.is_alive()
 
-    def _put(self, job: _Job[R]) -> None:
+    def _put(self, job: _Job[R], deadline: float) -> None:
+        if deadline <= 0:
+            raise _late(deadline)
         with self._wake:
             if self._closed:
                 raise TokenUnavailable("the token is closed")
             if len(self._waiting) >= self._max_waiting:
                 raise TokenUnavailable(f"the token is too slow: {len(self._waiting)} calls wait for it")
             if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="cmkfs-token", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._serve, name="cmkfs-token", daemon=True)
+                thread.start()
+                self._thread = thread
             self._waiting.append(job)  # type: ignore[arg-type]  # a job of R is a job of some object
             self._wake.notify()
 
@@ -169,7 +176,7 @@ class TokenWorker:
 
     def _result_of(self, job: _Job[R], deadline: float) -> R:
         if not self._take_back(job):
-            raise TokenUnavailable(f"the token did not answer within {deadline:g} s")
+            raise _late(deadline)
         return job.result()
 
     @staticmethod

@@ -202,6 +202,7 @@ class FakeProvider:
     def set_enabled(self, cmk_id: CmkId, enabled: bool) -> bool:
         self._require_read_write()
         found = self._get("set_enabled", cmk_id)
+        cmk.after(found.public().state, cmk.CmkMove.ENABLE if enabled else cmk.CmkMove.DISABLE)
         changed = found.enabled != enabled
         found.enabled = enabled
         return changed

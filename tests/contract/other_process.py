@@ -27,7 +27,8 @@ def _answer(provider: Pkcs11Provider, method: str, *args: str | int | None) -> o
                 provider.set_enabled(CmkId(bytes.fromhex(cmk_id)), turn % 2 == 1)
             return None
         case "set_policy", str(cmk_id), (str() | None) as text:
-            return provider.set_policy(CmkId(bytes.fromhex(cmk_id)), text)
+            provider.set_policy(CmkId(bytes.fromhex(cmk_id)), text)
+            return None
     raise ValueError(f"unknown request {method}")
 
 

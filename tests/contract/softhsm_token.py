@@ -57,9 +57,9 @@ class OtherProcess:
         self._ask("storm", cmk_id.hex(), times)
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        assert self._process.wait(20) == 0
+        with self._process as process:  # closes its pipes, which ends it
+            assert process.stdin is not None
+        assert process.returncode == 0
 
     def _ask(self, *request: str | int | None) -> object:
         process = self._process

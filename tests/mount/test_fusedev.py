@@ -37,7 +37,7 @@ HIDE_FUSECTL = 'mount -t tmpfs none /sys/fs/fuse/connections; exec "$@"'
 SHOW_FUSECTL = 'mount -t fusectl none /sys/fs/fuse/connections; exec "$@"'
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """What tiny_fs answered instead of a result: class, message and hint of the error."""
 
     def __init__(self, answer: dict[str, str]) -> None:
@@ -63,7 +63,7 @@ class Mounted:
     def _result(self, key: str) -> dict[str, Any]:
         answer = json.loads(self.line())
         if "error" in answer:
-            raise Refused(answer)
+            raise RefusedError(answer)
         found: dict[str, Any] = answer[key]
         return found
 
@@ -105,7 +105,7 @@ def device_is_for_everybody() -> None:
 
 @pytest.fixture
 def mount() -> Iterator[Mount]:
-    started: list[tuple[Path, subprocess.Popen[bytes]]] = []
+    started: list[tuple[Path, Path, subprocess.Popen[bytes]]] = []
 
     def start(
         *,
@@ -145,17 +145,16 @@ def mount() -> Iterator[Mount]:
             stdout=subprocess.PIPE,
             env={**os.environ, "HOME": str(scratch), "PYTHONPATH": str(REPOSITORY), **(environment or {})},
         )
-        started.append((where, process))
+        started.append((scratch, where, process))
         return Mounted(where, process)
 
     yield start
-    for where, process in started:
+    for scratch, where, process in started:
         process.kill()
         process.communicate()
         if mounted_at(os.fsencode(where)) is not None:
             subprocess.run(["umount", "--lazy", str(where)], check=True)
-        if where.parent.name.startswith("cmkfs-test-"):
-            shutil.rmtree(where.parent)
+        shutil.rmtree(scratch)
 
 
 def as_user(task: Callable[[], object]) -> object:
@@ -207,7 +206,7 @@ def test_root_gets_suid_and_dev_when_asked(mount: Mount) -> None:
 
 @pytest.mark.parametrize("option", ["suid", "dev"])
 def test_a_user_does_not(mount: Mount, option: str) -> None:
-    with pytest.raises(Refused, match="only root") as caught:
+    with pytest.raises(RefusedError, match="only root") as caught:
         mount(uid=USER, **{option: True})
     assert caught.value.kind == "MountFailed"
 
@@ -234,7 +233,7 @@ def test_without_allow_other_they_do_not(mount: Mount) -> None:
 
 
 def test_allow_other_needs_user_allow_other(mount: Mount) -> None:
-    with pytest.raises(Refused, match="allow_other only allowed") as caught:
+    with pytest.raises(RefusedError, match="allow_other only allowed") as caught:
         mount(uid=USER, allow_other=True, private='mount --bind /dev/null /etc/fuse.conf; exec "$@"')
     assert caught.value.kind == "MountFailed"
     assert "user_allow_other into /etc/fuse.conf" in caught.value.hint
@@ -249,7 +248,7 @@ def test_a_user_with_user_allow_other_may(mount: Mount) -> None:
 
 @both
 def test_no_dev_fuse_says_what_to_do(mount: Mount, uid: int) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RefusedError) as caught:
         mount(
             uid=uid,
             private='mount -t tmpfs none /dev; mknod -m 666 /dev/null c 1 3; exec "$@"',
@@ -259,7 +258,7 @@ def test_no_dev_fuse_says_what_to_do(mount: Mount, uid: int) -> None:
 
 
 def test_no_fusermount3_says_what_to_install(mount: Mount) -> None:
-    with pytest.raises(Refused, match="not installed") as caught:
+    with pytest.raises(RefusedError, match="not installed") as caught:
         mount(uid=USER, environment={"PATH": "/nonexistent"})
     assert "fuse3" in caught.value.hint
 
@@ -269,32 +268,32 @@ def test_fusermount3_without_setuid_is_named(mount: Mount) -> None:
         "mount -t tmpfs none /mnt; cp /usr/bin/fusermount3 /mnt; chmod 755 /mnt/fusermount3;"
         'mount --bind /mnt/fusermount3 /usr/bin/fusermount3; exec "$@"'
     )
-    with pytest.raises(Refused, match="not permitted") as caught:
+    with pytest.raises(RefusedError, match="not permitted") as caught:
         mount(uid=USER, private=copy)
     assert "setuid root" in caught.value.hint
 
 
 def test_without_cap_sys_admin_root_is_told(mount: Mount) -> None:
-    with pytest.raises(Refused, match="not allowed to mount") as caught:
+    with pytest.raises(RefusedError, match="not allowed to mount") as caught:
         mount(private='exec setpriv --bounding-set=-sys_admin "$@"')
     assert "CAP_SYS_ADMIN" in caught.value.hint
 
 
 def test_a_user_without_a_name_is_told(mount: Mount) -> None:
-    with pytest.raises(Refused, match="username") as caught:
+    with pytest.raises(RefusedError, match="username") as caught:
         mount(uid=NAMELESS)
     assert "user database" in caught.value.hint
 
 
 @both
 def test_a_missing_mount_point_is_refused(mount: Mount, uid: int) -> None:
-    with pytest.raises(Refused, match="No such file") as caught:
+    with pytest.raises(RefusedError, match="No such file") as caught:
         mount(uid=uid, mountpoint=Path("/nonexistent/mount"))
     assert caught.value.kind == "MountFailed"
 
 
 def test_a_user_needs_a_mount_point_of_his_own(mount: Mount) -> None:
-    with pytest.raises(Refused, match="no write access") as caught:
+    with pytest.raises(RefusedError, match="no write access") as caught:
         mount(uid=USER, mountpoint=Path("/mnt"))
     assert "may write" in caught.value.hint
 
@@ -530,7 +529,7 @@ def test_unmount_refuses_while_files_are_open_and_lazy_does_not(mount: Mount, ui
     try:
         while os.readlink(f"/proc/{child}/cwd") != str(mounted.mountpoint):
             os.sched_yield()
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(RefusedError) as caught:
             mounted("unmount")
         assert caught.value.kind == "Busy"
         assert mounted("unmount", lazy=True) == {"was_mounted": True}
@@ -550,7 +549,7 @@ def test_unmount_spares_what_is_mounted_over_it(mount: Mount) -> None:
     mounted = mount()
     subprocess.run(["mount", "-t", "tmpfs", "none", str(mounted.mountpoint)], check=True)
     try:
-        with pytest.raises(Refused, match="mounted over") as caught:
+        with pytest.raises(RefusedError, match="mounted over") as caught:
             mounted("unmount")
         assert caught.value.kind == "Busy"
     finally:
@@ -576,7 +575,7 @@ def test_abort_by_a_user_needs_fusectl(mount: Mount) -> None:
 
 def test_without_it_he_is_told(mount: Mount) -> None:
     mounted = mount(uid=USER, private=HIDE_FUSECTL)
-    with pytest.raises(Refused, match="cannot abort") as caught:
+    with pytest.raises(RefusedError, match="cannot abort") as caught:
         mounted("abort")
     assert "mount -t fusectl" in caught.value.hint
     assert mounted("look", name="hello") == {"text": "hello"}

@@ -38,6 +38,8 @@ def _block_rows() -> Iterator[tuple[str, int, bytes, bytes | str | None, str | N
     yield "flags-1", 0, FILE.block(0, full, flags=1), "damaged", "flags are not 0"
     padding = bytes(PLAIN - 8) + b"\1"
     yield "padding-not-zero", 0, FILE.block(0, full[:7], padding=padding), "damaged", "padding is not NUL"
+    yield "cut-zeros-in-a-hole", 5, bytes(PAGE - 1), "damaged", "less than a page"
+    yield "nothing-in-a-hole", 6, b"", "damaged", "beyond the end of the backing"
     yield "cut", 0, BLOCKS[0][:4095], "damaged", "less than a page"
 
 

@@ -138,9 +138,12 @@ def _sparse(add: FileVectors) -> None:
     for name, size, holes in (
         ("one-range", PLAIN * 4 + 5, [(1, 2)]),
         ("range-at-the-start", PLAIN * 2 + 5, [(0, 1)]),
-        ("range-at-the-end", PLAIN * 3 + 5, [(2, 2)]),
-        ("all-hole", PLAIN * 3 + 5, [(0, 4)]),
-        ("all-hole-range-beyond-the-end", PLAIN + 5, [(0, 1 << 40)]),
+        ("range-at-the-end", PLAIN * 4, [(2, 2)]),
+        ("ends-partly-in-a-hole", PLAIN * 3 + 5, [(2, 1)]),
+        ("range-over-a-partial-last-block", PLAIN * 3 + 5, [(2, 2)]),
+        ("all-hole", PLAIN * 3, [(0, 3)]),
+        ("all-hole-and-partial", PLAIN * 3 + 5, [(0, 3)]),
+        ("all-hole-range-beyond-the-end", PLAIN * 2, [(0, 1 << 40)]),
         ("two-ranges", PLAIN * 5, [(1, 1), (3, 1)]),
         ("26-ranges", PLAIN * 53 + 9, MANY),
     ):
@@ -317,16 +320,19 @@ def _dirty_holes(add: FileVectors) -> None:
         add.add(f"dirty-{floor}-over-a-hole", _file(dirty(floor, holes), *zeros), TAIL, plain=plain)
     add.add("dirty-zeros-in-no-hole", _file(dirty(7), *zeros), PLAIN, plain=plain)
     add.add("dirty-hole-half-listed", _file(dirty(7, [(1, 1)]), *zeros), 2 * PLAIN, plain=plain)
-    for name, rem, end in (
-        ("with-rem", 50, 2 * PLAIN + 50),
-        ("without-rem", 0, 3 * PLAIN),
-        ("no-settled-size", PLAIN, 3 * PLAIN),
-        ("rem-one-less-than-a-block", PLAIN - 1, 3 * PLAIN - 1),
-    ):
+    end = 3 * PLAIN  # a block in a listed hole counts as full, whatever `rem` says
+    rems = (
+        ("with-rem", 50),
+        ("without-rem", 0),
+        ("no-settled-size", PLAIN),
+        ("rem-of-all-but-a-byte", PLAIN - 1),
+    )
+    for name, rem in rems:
         for floor in (0, PLAIN + 5, 2 * PLAIN + 50):
-            if not (name == "with-rem" and floor > end):
-                cipher = _file(dirty(floor, holes), *zeros[:3], rem=rem)
-                add.add(f"dirty-{floor}-ends-in-a-hole-{name}", cipher, end, plain=plain)
+            cipher = _file(dirty(floor, holes), *zeros[:3], rem=rem)
+            add.add(f"dirty-{floor}-ends-in-a-hole-{name}", cipher, end, plain=plain)
+        cipher = _file(dirty(7, [(1, 1 << 30)]), *zeros[:3], rem=rem)
+        add.add(f"dirty-hole-listed-beyond-the-end-{name}", cipher, end, plain=plain)
 
 
 def _slots(add: FileVectors) -> None:

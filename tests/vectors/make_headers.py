@@ -96,6 +96,9 @@ def _header_rows() -> Iterator[tuple[str, bytes, str | FileSpec, str | None, str
             f"says {count} recipients, has 1",
             "header",
         )
+    nine = FILE.identity(RECIPIENT * 9, 9)
+    yield "nine-recipients", nine, "damaged", "9 recipients, each of which opens", "header"
+    yield "no-recipient", FILE.identity(b"", 0), "damaged", "no recipient", "header"
     yield "count-one-less", two.identity(count=1), "damaged", "says 1 recipient, has 2", "header"
     yield (
         "wrap-too-short",

@@ -174,11 +174,11 @@ def xattr_vectors() -> tuple[Row, list[Row]]:
         ("any-bytes", b"user.\xff", bytes(range(256))),
         ("long-value", b"user.long", text("long value", 5000)),
     ):
-        backing = ROOT_ZONE.attribute(plain)
+        backing = ROOT_ZONE.attribute(DIR_ID, plain)
         sealed = ROOT_ZONE.value(DIR_ID, backing, number(len(plain), 1) + plain + value)
         inputs = {"attribute": backing, "value": sealed.hex()}
         rows.append(row(name, inputs, {"name": plain.hex(), "value": value.hex()}))
-    backing, other = ROOT_ZONE.attribute(b"user.mime"), ROOT_ZONE.attribute(b"user.other")
+    backing, other = ROOT_ZONE.attribute(DIR_ID, b"user.mime"), ROOT_ZONE.attribute(DIR_ID, b"user.other")
     plain = b"\x09user.mimetext"
     good = ROOT_ZONE.value(DIR_ID, backing, plain)
     for name, attribute, raw in (

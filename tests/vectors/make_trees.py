@@ -6,7 +6,7 @@ from make_files import ROOT_ZONE
 from make_vault import EMPTY, NO_PARENT, ODD, SECRET_ZONE, Directory, Made, session
 from primitives import b64
 from rows import Blob, Row, flip, row
-from sealing import rnd, vault_file
+from sealing import FileSpec, rnd, vault_file
 
 
 class TreeVectors:
@@ -214,7 +214,8 @@ def _backing(made: Made, parent: Directory, path: str) -> str | None:
 def _xattr_faults(add: TreeVectors) -> None:
     made, root = add.made, add.made.root
     hello, odd = root.entry(b"hello.txt"), made.docs.entry(ODD)
-    mime, empty = ROOT_ZONE.attribute(b"user.mime"), ROOT_ZONE.attribute(b"user.empty")
+    owner = FileSpec(f"vault {b'hello.txt'.hex()}", ROOT_ZONE).file_id
+    mime, empty = ROOT_ZONE.attribute(owner, b"user.mime"), ROOT_ZONE.attribute(owner, b"user.empty")
     sealed = made.vault.xattrs[hello]
     node = dict(made.vault.plain[b"hello.txt".hex()])
     node["xattrs"] = {name: value for name, value in node["xattrs"].items() if name != b"user.mime".hex()}

@@ -102,7 +102,7 @@ class MiniVault:
 
     def xattr(self, parent: Directory, name: bytes, attribute: bytes, value: bytes, object_id: bytes) -> None:
         """An extended attribute of an entry."""
-        backing, path = parent.zone.attribute(attribute), parent.path(name).hex()
+        backing, path = parent.zone.attribute(object_id, attribute), parent.path(name).hex()
         sealed = parent.zone.value(object_id, backing, bytes([len(attribute)]) + attribute + value)
         self.xattrs.setdefault(parent.entry(name), {})[backing] = sealed.hex()
         self.plain[path].setdefault("xattrs", {})[attribute.hex()] = value.hex()

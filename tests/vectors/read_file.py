@@ -17,9 +17,9 @@ from read_metadata import (
     PAGE,
     SLOT,
     Cursor,
-    Damaged,
+    DamagedError,
     Recipient,
-    UnknownFormat,
+    UnknownFormatError,
     Unwrap,
     Wrapped,
     Zone,
@@ -60,18 +60,18 @@ def read_identity(page: bytes) -> Identity:
     """Bytes 0 to 3071 of a header page, nothing authenticated yet."""
     cursor = Cursor(page[:IDENTITY], "header")
     if cursor.take(8) != b"CMKFSv1\n":
-        raise Damaged("header", "magic")
+        raise DamagedError("header", "magic")
     form, flags = cursor.number(2), cursor.number(2)
     if form > 1 or flags:
-        raise UnknownFormat("header", f"format {form}, flags {flags:#x}")
+        raise UnknownFormatError("header", f"format {form}, flags {flags:#x}")
     if form != 1 or cursor.number(4):
-        raise Damaged("header", "format 0, or bytes that must be zero")
+        raise DamagedError("header", "format 0, or bytes that must be zero")
     file_id, zone_id, committed, count = cursor.take(16), cursor.take(16), cursor.take(32), cursor.number(2)
     if not 1 <= count <= 8:
-        raise Damaged("header", f"{count} recipients")
+        raise DamagedError("header", f"{count} recipients")
     recipients = tuple(read_recipient(cursor, "header") for _ in range(count))
     if any(cursor.rest()):
-        raise Damaged("header", "bytes after the recipients")
+        raise DamagedError("header", "bytes after the recipients")
     return Identity(file_id, zone_id, committed, recipients, sha256(page[:80]))
 
 
@@ -92,16 +92,16 @@ class Slot:
 
 def _read_slot(raw: bytes, number: int, key: bytes, identity_hash: bytes) -> Slot:
     if not compare_digest(mac(key, identity_hash + bytes([number]) + raw[:480]), raw[480:]):
-        raise Damaged("slot", "MAC")
+        raise DamagedError("slot", "MAC")
     cursor = Cursor(raw[:480], "slot")
     sequence, generation, state, count = (cursor.number(length) for length in (8, 4, 1, 1))
     zero, size, reserved = cursor.take(2), cursor.number(8), cursor.take(32)
     if state not in (1, 2) or count > MAX_HOLES or any(zero) or any(reserved):
-        raise Damaged("slot", "a field is out of range")
+        raise DamagedError("slot", "a field is out of range")
     holes = tuple((cursor.number(8), cursor.number(8)) for _ in range(count))
     gaps = (later[0] - sum(earlier) for earlier, later in itertools.pairwise(holes))
     if any(length < 1 for _, length in holes) or any(gap < 1 for gap in gaps) or any(cursor.rest()):
-        raise Damaged("slot", "hole ranges")
+        raise DamagedError("slot", "hole ranges")
     return Slot(sequence, generation, state == 1, size, holes)
 
 
@@ -111,10 +111,10 @@ def read_slots(raw: bytes, key: bytes, identity_hash: bytes) -> Slot:
     for number in (0, 1):
         try:
             valid.append(_read_slot(raw[SLOT * number : SLOT * (number + 1)], number, key, identity_hash))
-        except Damaged:
+        except DamagedError:
             continue
     if not valid or (len(valid) == 2 and valid[0].sequence == valid[1].sequence):
-        raise Damaged("slot", "both damaged, or both with one sequence")
+        raise DamagedError("slot", "both damaged, or both with one sequence")
     best = max(valid, key=lambda slot: slot.sequence)
     clean = best.clean and len(valid) == 2
     return Slot(best.sequence, best.generation, clean, best.size, best.holes)
@@ -126,22 +126,22 @@ def read_slots(raw: bytes, key: bytes, identity_hash: bytes) -> Slot:
 def read_block(key: bytes, file_id: bytes, number: int, page: bytes, slot: Slot) -> bytes | None:
     """The plain bytes of a block, 1 to 4048; None for a block of zeros in a listed hole."""
     if len(page) != PAGE:
-        raise Damaged("block", "missing")
+        raise DamagedError("block", "missing")
     if not any(page):
         if slot.in_hole(number):
             return None
-        raise Damaged("block", "zeros outside of every hole")
+        raise DamagedError("block", "zeros outside of every hole")
     fields = page[24:32]
     try:
         plain = xaes_open(key, page[:24], page[32:], file_id + number.to_bytes(8, "big") + fields)
     except InvalidTag as error:
-        raise Damaged("block", "does not authenticate") from error
+        raise DamagedError("block", "does not authenticate") from error
     cursor = Cursor(fields, "block")
     length, flags, generation = cursor.number(2), cursor.number(2), cursor.number(4)
     if not 1 <= length <= PLAIN or flags or any(plain[length:]):
-        raise Damaged("block", "length, flags or padding")
+        raise DamagedError("block", "length, flags or padding")
     if generation > slot.generation + 1:
-        raise Damaged("block", "of a later generation")
+        raise DamagedError("block", "of a later generation")
     return plain[:length]
 
 
@@ -188,27 +188,24 @@ class OpenFile:
         """The plain size that a reader arrives at."""
         size, says = self.slot.size, plain_size(self.length)
         if (says < size) if says is not None else (self.length < PAGE * (1 + blocks(size))):
-            raise Damaged("size", "the backing is shorter than the slot says")
+            raise DamagedError("size", "the backing is shorter than the slot says")
         if not self.slot.clean:
-            return self._dirty_end(says)
+            return self._dirty_end()
         if says != size and not recovering:
-            raise Damaged("size", "the backing is longer than the slot says")
+            raise DamagedError("size", "the backing is longer than the slot says")
         return size
 
-    def _dirty_end(self, says: int | None) -> int:
+    def _dirty_end(self) -> int:
         floor = self.slot.size
         number = floor // PLAIN
         while True:
             start = PLAIN * number
             try:
                 plain = self.block(number)
-            except Damaged:
+            except DamagedError:
                 return max(floor, start)
             if plain is not None and len(plain) < PLAIN:
                 return max(floor, start + len(plain))
-            last = self.length < PAGE * (3 + number)
-            if plain is None and last and says is not None and start < says <= start + PLAIN:
-                return says
             number += 1
 
 
@@ -227,7 +224,7 @@ class View:
         wanted = min(PLAIN, self.size - PLAIN * number)
         plain = self.file.block(number)
         if plain is not None and len(plain) < wanted:
-            raise Damaged("block", "shorter than the file needs")
+            raise DamagedError("block", "shorter than the file needs")
         return bytes(wanted) if plain is None else plain[:wanted]
 
     def digest(self) -> tuple[str, list[int]]:
@@ -236,7 +233,7 @@ class View:
         for number in range(blocks(self.size)):
             try:
                 digest.update(self.read(number))
-            except Damaged:
+            except DamagedError:
                 unreadable.append(number)
         return digest.hexdigest(), unreadable
 
@@ -249,12 +246,12 @@ def read_file(backing: BinaryIO, zone: Zone, vault_hash: bytes, unwrap: Unwrap, 
     if not any(page) and len(page) in (0, PAGE):
         if recovering:
             return View(0, None, None)
-        raise Damaged("header", "no header")
+        raise DamagedError("header", "no header")
     if len(page) < PAGE:
-        raise Damaged("header", "less than a page")
+        raise DamagedError("header", "less than a page")
     identity = read_identity(page)
     if identity.zone_id != zone.zone_id:
-        raise Damaged("header", "of another zone than its directory")
+        raise DamagedError("header", "of another zone than its directory")
     what = Wrapped(KIND_FILE, vault_hash, zone.zone_id, identity.file_id, identity.commitment)
     dek = unwrap_secret(identity.recipients, what, unwrap)
     slot = read_slots(page[IDENTITY:], header_key(dek, zone.key("header")), identity.hash)

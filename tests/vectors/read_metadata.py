@@ -3,9 +3,9 @@
 Pure: bytes in, values out. One function for each layer of the format, in the order of the specification.
 Every function raises one of:
 
-- `Damaged`: damage or tampering; what a program sees is `EIO` (for a name: it is not shown)
-- `UnknownFormat`: made by a later version, refused by name
-- `NoKey`: no recipient is wrapped by a CMK that the token has
+- `DamagedError`: damage or tampering; what a program sees is `EIO` (for a name: it is not shown)
+- `UnknownFormatError`: made by a later version, refused by name
+- `NoKeyError`: no recipient is wrapped by a CMK that the token has
 
 Each error says which layer found it.
 """
@@ -34,19 +34,19 @@ class ReadError(Exception):
         self.layer = layer
 
 
-class Damaged(ReadError):
+class DamagedError(ReadError):
     """Damage or tampering."""
 
     kind = "damaged"
 
 
-class UnknownFormat(ReadError):
+class UnknownFormatError(ReadError):
     """A format, flag or feature of a later version."""
 
     kind = "unknown-format"
 
 
-class NoKey(ReadError):
+class NoKeyError(ReadError):
     """The token has none of the CMKs."""
 
     kind = "no-key"
@@ -62,7 +62,7 @@ class Cursor:
         """The next `length` bytes."""
         field = self._data[self._at : self._at + length]
         if len(field) != length:
-            raise Damaged(self._layer, "ends within a field")
+            raise DamagedError(self._layer, "ends within a field")
         self._at += length
         return field
 
@@ -83,16 +83,16 @@ def _decode(text: str, layer: str) -> bytes:
     try:
         return unb64(text)
     except ValueError as error:
-        raise Damaged(layer, "not canonical base64url") from error
+        raise DamagedError(layer, "not canonical base64url") from error
 
 
 def _unseal(layer: str, key: bytes, associated: list[bytes], sealed: bytes) -> bytes:
     if len(sealed) < 16:
-        raise Damaged(layer, "too short to be sealed")
+        raise DamagedError(layer, "too short to be sealed")
     try:
         return siv_open(key, associated, sealed)
     except InvalidTag as error:
-        raise Damaged(layer, "does not authenticate") from error
+        raise DamagedError(layer, "does not authenticate") from error
 
 
 # --- section 3: the vault file
@@ -103,27 +103,27 @@ def read_vault_file(raw: bytes) -> tuple[bytes, bytes]:
     try:
         fields = json.loads(raw.decode("utf-8"))
     except ValueError as error:
-        raise Damaged("vaultfile", "not JSON") from error
+        raise DamagedError("vaultfile", "not JSON") from error
     if (
         not isinstance(fields, dict)
         or fields.get("cmkfs") != "vault"
         or type(fields.get("format")) is not int
     ):
-        raise Damaged("vaultfile", "not a vault")
+        raise DamagedError("vaultfile", "not a vault")
     if fields["format"] > 1:
-        raise UnknownFormat("vaultfile", f"format {fields['format']}")
+        raise UnknownFormatError("vaultfile", f"format {fields['format']}")
     unknown = sorted(fields.keys() - {"cmkfs", "format", "vault_id", "block_size", "features"})
     if unknown:
-        raise UnknownFormat("vaultfile", f"unknown key {unknown[0]}")
+        raise UnknownFormatError("vaultfile", f"unknown key {unknown[0]}")
     vault_id, features = fields.get("vault_id"), fields.get("features")
     if not isinstance(features, list) or not isinstance(vault_id, str) or fields["format"] < 1:
-        raise Damaged("vaultfile", "a field is missing or of the wrong type")
+        raise DamagedError("vaultfile", "a field is missing or of the wrong type")
     if features:
-        raise UnknownFormat("vaultfile", f"unknown feature {features[0]}")
+        raise UnknownFormatError("vaultfile", f"unknown feature {features[0]}")
     if fields.get("block_size") != PAGE:
-        raise UnknownFormat("vaultfile", f"block size {fields.get('block_size')}")
+        raise UnknownFormatError("vaultfile", f"block size {fields.get('block_size')}")
     if not re.fullmatch("[0-9a-f]{32}", vault_id):
-        raise Damaged("vaultfile", "vault id is not 32 hex digits")
+        raise DamagedError("vaultfile", "vault id is not 32 hex digits")
     return bytes.fromhex(vault_id), sha256(raw)
 
 
@@ -141,14 +141,14 @@ class Recipient:
 
 
 Unwrap = Callable[[Recipient, bytes], bytes]
-"""The token: (recipient, context) -> secret. Raises NoKey without that CMK, Damaged when it refuses."""
+"""The token: (recipient, context) -> secret; NoKeyError without that CMK, DamagedError when it refuses."""
 
 
 def read_recipient(cursor: Cursor, layer: str) -> Recipient:
     """The recipient at the cursor."""
     scheme, version, cmk_id = cursor.number(1), cursor.number(4), cursor.take(16)
     if scheme == 0:
-        raise Damaged(layer, "recipient of scheme 0")
+        raise DamagedError(layer, "recipient of scheme 0")
     return Recipient(scheme, version, cmk_id, cursor.take(cursor.number(2)))
 
 
@@ -175,17 +175,17 @@ class Wrapped:
 
 def unwrap_secret(recipients: Sequence[Recipient], what: Wrapped, unwrap: Unwrap) -> bytes:
     """The secret, from the first recipient that the token opens."""
-    failure: ReadError = NoKey("wrap", "no recipient of a CMK in the token")
+    failure: ReadError = NoKeyError("wrap", "no recipient of a CMK in the token")
     for recipient in recipients:
         try:
             secret = unwrap(recipient, what.context(recipient))
-        except NoKey:
+        except NoKeyError:
             continue
-        except Damaged as error:
+        except DamagedError as error:
             failure = error
             continue
         if not compare_digest(commitment(secret), what.commitment):
-            raise Damaged("wrap", "the secret is not the one committed to")
+            raise DamagedError("wrap", "the secret is not the one committed to")
         return secret
     raise failure
 
@@ -220,7 +220,7 @@ def read_zone_record(target: str, vault_hash: bytes, unwrap: Unwrap) -> tuple[Zo
     """The zone and its place from the target of `cmkfs.zone`."""
     cursor = Cursor(_decode(target, "zone"), "zone")
     if cursor.take(4) != b"CZR1":
-        raise Damaged("zone", "not a zone record")
+        raise DamagedError("zone", "not a zone record")
     zone_id, committed = cursor.take(16), cursor.take(32)
     recipient = read_recipient(cursor, "zone")
     what = Wrapped(KIND_ZONE, vault_hash, zone_id, zone_id, committed)
@@ -228,7 +228,7 @@ def read_zone_record(target: str, vault_hash: bytes, unwrap: Unwrap) -> tuple[Zo
     plain = _unseal("zone", zone.key("records"), [b"zone", vault_hash, zone_id], cursor.rest())
     cursor = Cursor(plain, "zone")
     if features := cursor.number(4):
-        raise UnknownFormat("zone", f"feature bits {features:#x}")
+        raise UnknownFormatError("zone", f"feature bits {features:#x}")
     return zone, Place(zone_id, cursor.take(16), cursor.take(16), cursor.rest())
 
 
@@ -257,10 +257,10 @@ def read_dir(target: str, zone: Zone) -> bytes:
     """The directory id from the target of `cmkfs.dir`; `zone` is the one that the directory must be of."""
     cursor = Cursor(_decode(target, "dir"), "dir")
     if cursor.take(16) != zone.zone_id:
-        raise Damaged("dir", "of another zone")
+        raise DamagedError("dir", "of another zone")
     dir_id = _unseal("dir", zone.key("directories"), [b"dir", zone.zone_id], cursor.rest())
     if len(dir_id) != 16:
-        raise Damaged("dir", "a directory id has 16 bytes")
+        raise DamagedError("dir", "a directory id has 16 bytes")
     return dir_id
 
 
@@ -269,16 +269,16 @@ def read_name(entry: str, sidecar: str | None, zone: Zone, dir_id: bytes) -> byt
     cipher = entry
     if entry.startswith("long."):
         if sidecar is None or entry != "long." + b64(sha256(sidecar.encode("utf-8", "surrogateescape"))):
-            raise Damaged("name", "no sidecar, or the hash of another")
+            raise DamagedError("name", "no sidecar, or the hash of another")
         cipher = sidecar
     if entry.startswith("long.") != (len(cipher) > 255):
-        raise Damaged("name", "a long name in the place of a short one, or the reverse")
+        raise DamagedError("name", "a long name in the place of a short one, or the reverse")
     padded = _unseal("name", zone.key("names"), [dir_id], _decode(cipher, "name"))
     name = padded.rstrip(b"\0")
     if not 1 <= len(name) <= 255 or len(padded) != -(-len(name) // 16) * 16:
-        raise Damaged("name", "wrong length or padding")
+        raise DamagedError("name", "wrong length or padding")
     if b"\0" in name or b"/" in name or name in (b".", b".."):
-        raise Damaged("name", "not a name")
+        raise DamagedError("name", "not a name")
     return name
 
 
@@ -291,21 +291,21 @@ def read_link(target: str, part: Callable[[str], str], zone: Zone) -> bytes:
     if target.startswith("."):
         fields = re.fullmatch(r"\.([A-Za-z0-9_-]{22})\.([1-9][0-9]*)\.([1-9][0-9]{0,3})", target)
         if not fields or int(fields[2]) > 6:
-            raise Damaged("link", "not a reference to parts")
+            raise DamagedError("link", "not a reference to parts")
         length = int(fields[3])
         try:
             parts = [part(f"{fields[1]}.{number}") for number in range(int(fields[2]))]
         except KeyError as error:
-            raise Damaged("link", "a part is missing") from error
+            raise DamagedError("link", "a part is missing") from error
         if any(len(one) != 1000 for one in parts[:-1]) or len(parts[-1]) > 1000:
-            raise Damaged("link", "a part has the wrong length")
+            raise DamagedError("link", "a part has the wrong length")
         sealed = "".join(parts)
     if target.startswith(".") != (len(sealed) > 1000):
-        raise Damaged("link", "in one piece although too long, or in parts although not")
+        raise DamagedError("link", "in one piece although too long, or in parts although not")
     raw = _decode(sealed, "link")
     plain = _unseal("link", zone.key("links"), [b"link", zone.zone_id, raw[:16]], raw[16:])
     if not 1 <= len(plain) <= 4095 or b"\0" in plain or length not in (None, len(plain)):
-        raise Damaged("link", "wrong length")
+        raise DamagedError("link", "wrong length")
     return plain
 
 
@@ -315,8 +315,8 @@ def read_xattr(attribute: str, raw: bytes, zone: Zone, object_id: bytes) -> tupl
     key = zone.key("xattrs")
     cursor = Cursor(_unseal("xattr", key, [b"value", object_id, hashed, raw[:16]], raw[16:]), "xattr")
     name = cursor.take(cursor.number(1))
-    if not name or attribute != "user.cmkfs." + b64(siv_seal(key, [b"name"], name)[:16]):
-        raise Damaged("xattr", "not the attribute of this name")
+    if not name or attribute != "user.cmkfs." + b64(siv_seal(key, [b"name", object_id], name)[:16]):
+        raise DamagedError("xattr", "not the attribute of this name")
     return name, cursor.rest()
 
 
@@ -333,26 +333,26 @@ class Session:
 
 def _read_session(raw: bytes, number: int, key: bytes, vault_hash: bytes) -> tuple[int, Session]:
     if not compare_digest(mac(key, vault_hash + bytes([number]) + raw[:480]), raw[480:]):
-        raise Damaged("session", "MAC")
+        raise DamagedError("session", "MAC")
     cursor = Cursor(raw[:480], "session")
     sequence, state, zero, _, since = (cursor.number(length) for length in (8, 1, 7, 16, 8))
     if state not in (1, 2) or zero or any(cursor.rest()):
-        raise Damaged("session", "a field is out of range")
+        raise DamagedError("session", "a field is out of range")
     return sequence, Session(state == 2, since)
 
 
 def read_session(raw: bytes, vault_hash: bytes, root_zone: Zone) -> Session:
     """The session record that counts, from the bytes of `cmkfs.session`; beside a damaged one it is open."""
     if len(raw) != 2 * SLOT:
-        raise Damaged("session", "wrong length")
+        raise DamagedError("session", "wrong length")
     valid = []
     for number in (0, 1):
         slot = raw[SLOT * number : SLOT * (number + 1)]
         try:
             valid.append(_read_session(slot, number, root_zone.key("session"), vault_hash))
-        except Damaged:
+        except DamagedError:
             continue
     if not valid or (len(valid) == 2 and valid[0][0] == valid[1][0]):
-        raise Damaged("session", "both damaged, or both with one sequence")
+        raise DamagedError("session", "both damaged, or both with one sequence")
     best = max(valid, key=lambda slot: slot[0])[1]
     return Session(best.unclosed or len(valid) == 1, best.since)

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from primitives import sha256
 from read_file import read_file
 from read_metadata import (
-    Damaged,
-    NoKey,
+    DamagedError,
+    NoKeyError,
     Place,
     ReadError,
     Recipient,
@@ -61,13 +61,13 @@ def software_token(cmks: dict[tuple[bytes, int], bytes]) -> Unwrap:
     def unwrap(recipient: Recipient, context: bytes) -> bytes:
         cmk = cmks.get((recipient.cmk_id, recipient.version))
         if recipient.scheme != 1 or cmk is None:
-            raise NoKey("wrap", "no such CMK")
+            raise NoKeyError("wrap", "no such CMK")
         if len(recipient.wrapped) != 60:  # iv 12, secret 32, tag 16
-            raise Damaged("wrap", "wrong length")
+            raise DamagedError("wrap", "wrong length")
         try:
             return AESGCM(cmk).decrypt(recipient.wrapped[:12], recipient.wrapped[12:], context)
         except InvalidTag as error:
-            raise Damaged("wrap", "does not authenticate") from error
+            raise DamagedError("wrap", "does not authenticate") from error
 
     return unwrap
 
@@ -76,14 +76,14 @@ def _readlink(path: Path, layer: str) -> str:
     try:
         return os.readlink(path)
     except OSError as error:
-        raise Damaged(layer, f"no symlink {path.name}") from error
+        raise DamagedError(layer, f"no symlink {path.name}") from error
 
 
 def _read(path: Path, layer: str) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise Damaged(layer, f"no {path.name}") from error
+        raise DamagedError(layer, f"no {path.name}") from error
 
 
 class _Walk:
@@ -95,7 +95,7 @@ class _Walk:
         self.zone, place = read_zone_record(_readlink(root / "cmkfs.zone", "zone"), self.vault_hash, unwrap)
         root_id = read_dir(_readlink(root / "cmkfs.dir", "dir"), self.zone)
         if place != Place(self.zone.zone_id, NO_PARENT, root_id, b""):
-            raise Damaged("zone", "the root is not where its record says")
+            raise DamagedError("zone", "the root is not where its record says")
         listed = read_zone_list(_read(root / "cmkfs.zones", "zones"), self.vault_hash, self.zone)
         self.places = {(one.parent_id, one.name): one for one in listed}
         session = read_session(_read(root / "cmkfs.session", "session"), self.vault_hash, self.zone)
@@ -108,7 +108,7 @@ class _Walk:
         status = path.lstat()
         inode = status.st_dev, status.st_ino
         if self.seen.setdefault(object_id, inode) != inode:
-            raise Damaged(layer, "one id at two objects: a clone")
+            raise DamagedError(layer, "one id at two objects: a clone")
 
     def _directory(self, path: Path, plain: bytes, zone: Zone, dir_id: bytes) -> None:
         good, bad = self._xattrs(path, zone, dir_id)
@@ -120,7 +120,7 @@ class _Walk:
             try:
                 long_name = _readlink(sidecar, "name") if entry.startswith("long.") else None
                 name = read_name(entry, long_name, zone, dir_id)
-            except Damaged:
+            except DamagedError:
                 continue  # section 6: an entry that does not authenticate is not shown
             where = plain + b"/" + name if plain else name
             try:
@@ -146,16 +146,16 @@ class _Walk:
         target = _readlink(path / "cmkfs.dir", "dir")
         listed = self.places.get(place)
         if dir_zone_id(target) != (listed.zone_id if listed else parent.zone_id):
-            raise Damaged("zones", "a directory of another zone than the list says")
+            raise DamagedError("zones", "a directory of another zone than the list says")
         zone = parent
         if listed:
             record = _readlink(path / "cmkfs.zone", "zone")
             zone, recorded = read_zone_record(record, self.vault_hash, self.unwrap)
             if recorded != listed:
-                raise Damaged("zone", "the record is that of another place")
+                raise DamagedError("zone", "the record is that of another place")
         dir_id = read_dir(target, zone)
         if listed and dir_id != listed.root_id:
-            raise Damaged("zones", "not the root of this zone")
+            raise DamagedError("zones", "not the root of this zone")
         self._once(dir_id, path, "dir")
         return zone, dir_id
 
@@ -185,7 +185,7 @@ class _Walk:
             try:
                 name, value = read_xattr(attribute, raw, zone, object_id)
                 good[name] = value
-            except Damaged:
+            except DamagedError:
                 bad.append(attribute)
         return good, tuple(bad)
 

@@ -160,9 +160,9 @@ class ZoneSpec:
         nonce = rnd(f"link {self.label} {target.hex()}", 16)
         return b64(nonce + siv_seal(self.key("links"), [b"link", self.zone_id, nonce], target))
 
-    def attribute(self, name: bytes) -> str:
+    def attribute(self, object_id: bytes, name: bytes) -> str:
         """What the backing calls the extended attribute `name`."""
-        return "user.cmkfs." + b64(siv_seal(self.key("xattrs"), [b"name"], name)[:16])
+        return "user.cmkfs." + b64(siv_seal(self.key("xattrs"), [b"name", object_id], name)[:16])
 
     def value(self, object_id: bytes, attribute: str, plain: bytes) -> bytes:
         """The sealed value of a backing attribute; `plain` is length ‖ name ‖ value."""
@@ -281,11 +281,14 @@ class FileSpec:
         )
 
     def blocks(self, plain: bytes, holes: Holes = ()) -> list[bytes]:
-        """All blocks of a content; what lies in `holes` is left as zeros."""
+        """All blocks of a content; what lies in `holes` is left as zeros, but for a partial last block."""
         pieces = [plain[at : at + PLAIN] for at in range(0, len(plain), PLAIN)]
         inside = [any(first <= at < first + count for first, count in holes) for at in range(len(pieces))]
         sealed = zip(inside, enumerate(pieces), strict=True)
-        return [bytes(PAGE) if hole else self.block(*numbered) for hole, numbered in sealed]
+        return [
+            bytes(PAGE) if hole and len(piece) == PLAIN else self.block(at, piece)
+            for hole, (at, piece) in sealed
+        ]
 
     def settled(self, plain: bytes, holes: Holes = ()) -> bytes:
         """The whole backing of a clean file."""

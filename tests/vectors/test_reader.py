@@ -26,7 +26,7 @@ from read_file import (
 from read_metadata import (
     KIND_FILE,
     Cursor,
-    Damaged,
+    DamagedError,
     ReadError,
     Wrapped,
     Zone,
@@ -135,7 +135,7 @@ def _xattr(vector: Vector) -> Values:
 def _header(vector: Vector) -> Values:
     zone, identity = _zone(vector), read_identity(vector.raw("identity"))
     if identity.zone_id != zone.zone_id:
-        raise Damaged("header", "of another zone")
+        raise DamagedError("header", "of another zone")
     what = Wrapped(KIND_FILE, vector.raw("vault_hash"), zone.zone_id, identity.file_id, identity.commitment)
     dek = unwrap_secret(identity.recipients, what, software_token(vector.cmks()))
     return {

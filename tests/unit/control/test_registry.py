@@ -3,18 +3,12 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from cmkfs.control import registry
 from cmkfs.control.registry import MountRecord
 from cmkfs.home import SOCKET_NAME_SIZE, Home
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Home:
-    return Home.from_environment({"CMKFS_HOME": str(tmp_path / "h")})
 
 
 def record(mountpoint: str) -> MountRecord:
@@ -91,8 +85,10 @@ def test_a_mount_point_of_any_bytes_has_a_socket(home: Home) -> None:
     assert found.record == record(odd)
 
 
-def test_the_longest_home_that_is_allowed_has_room_for_a_socket(tmp_path: Path) -> None:
-    room = 107 - SOCKET_NAME_SIZE - len(os.fsencode(tmp_path)) - len("//run")
-    home = Home.from_environment({"CMKFS_HOME": f"{tmp_path}/{'h' * room}"})
+def test_the_longest_home_that_is_allowed_has_room_for_a_socket(home: Home) -> None:
+    base = home.root
+    assert base is not None
+    room = 107 - SOCKET_NAME_SIZE - len(os.fsencode(base)) - len("//run")
+    home = Home.from_environment({"CMKFS_HOME": f"{base}/{'h' * room}"})
     with registry.bind(home, record("/mnt/a")):
         assert [entry.alive for entry in registry.entries(home)] == [True]

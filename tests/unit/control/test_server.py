@@ -26,11 +26,6 @@ from cmkfs.home import Home
 T = TypeVar("T")
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Home:
-    return Home.from_environment({"CMKFS_HOME": str(tmp_path / "h")})
-
-
 def record(mountpoint: str = "/mnt/a") -> MountRecord:
     return MountRecord(mountpoint, "/vault", os.getpid(), {"00" * 16: "main"}, 1.0)
 
@@ -234,7 +229,7 @@ async def test_a_second_daemon_for_the_same_mount_point_is_refused(home: Home) -
             await outside(lambda: registry.bind(home, record()))
 
 
-async def test_another_user_is_refused(home: Home, tmp_path: Path) -> None:
+async def test_another_user_is_refused(home: Home) -> None:
     """The directory keeps others out; SO_PEERCRED does so even where a descriptor leads past it."""
     program = textwrap.dedent(
         """

@@ -12,7 +12,7 @@ from cmkfs.fs.kernel_init import (
     ANSWER_BYTES,
     NO_FLAGS,
     InitFlag,
-    InitSurprise,
+    InitMessageError,
     Wish,
     negotiate,
     parse_answer,
@@ -81,7 +81,7 @@ def test_a_kernel_without_a_second_word_of_flags_gets_none(wished: InitFlag) -> 
 def test_high_bits_count_only_behind_init_ext() -> None:
     bits = LIBFUSE & ~InitFlag.INIT_EXT | InitFlag.DIRECT_IO_ALLOW_MMAP
     assert not parse_init(request(bits)).flags & InitFlag.DIRECT_IO_ALLOW_MMAP
-    with pytest.raises(InitSurprise, match="INIT_EXT"):
+    with pytest.raises(InitMessageError, match="INIT_EXT"):
         parse_answer(answer(bits))
 
 
@@ -180,7 +180,7 @@ def test_what_parses_is_written_back_the_same(body: bytes) -> None:
     reply = struct.pack("<IiQ", 80, 0, 1) + b"\7\0\0\0" + body[4:]
     try:
         parsed = parse_answer(reply)
-    except InitSurprise:
+    except InitMessageError:
         return
     assert parsed.to_bytes() == reply
 
