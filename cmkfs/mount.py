@@ -78,7 +78,7 @@ def serve(spec: MountSpec, ready: Ready) -> int:
                 ownership.take(spec.mountpoint, break_lock=spec.break_lock)
             clean = False
             try:
-                clean = trio.run(_serve, spec, vault, backing, token, ready)
+                clean = trio.run(_serve, spec, vault, backing, token, ownership, ready)
             except BaseExceptionGroup as group:
                 raise _only(group) from group
             finally:
@@ -119,7 +119,9 @@ def _protect_memory() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _serve(spec: MountSpec, vault: VaultFile, backing: Backing, token: TokenWorker, ready: Ready) -> bool:
+async def _serve(
+    spec: MountSpec, vault: VaultFile, backing: Backing, token: TokenWorker, ownership: Ownership, ready: Ready
+) -> bool:
     """All that needs the event loop. True if the vault was left settled and closed."""
     deadline = spec.config.token.deadline
     provider = await _open_provider(spec, token, deadline)
@@ -131,13 +133,13 @@ async def _serve(spec: MountSpec, vault: VaultFile, backing: Backing, token: Tok
     keyring = Keyring(vault, provider, token, Policies(os.geteuid()), deadline)
     pool = keyring.add_zone(zone)
     await keyring.unlock(zone)
-    mounted = Mounted(spec.vault, spec.mountpoint, backing, keyring, provider, token, zone, spec.options)
+    mounted = Mounted(spec.vault, spec.mountpoint, backing, keyring, provider, token, zone, spec.options, deadline)
     await mounted.recover_and_open()
-    return await _until_unmounted(spec, mounted, cmk, [pool.keep_filled], ready)
+    return await _until_unmounted(spec, mounted, cmk, ownership, [pool.keep_filled], ready)
 
 
 async def _until_unmounted(
-    spec: MountSpec, mounted: Mounted, cmk: Cmk, background: list[Task], ready: Ready
+    spec: MountSpec, mounted: Mounted, cmk: Cmk, ownership: Ownership, background: list[Task], ready: Ready
 ) -> bool:
     """Mount, serve, unmount, store, and tell who waits for it. True if everything was stored."""
     server = ControlServer(spec.home, _record(spec, cmk), mounted.control_handlers())
@@ -146,7 +148,7 @@ async def _until_unmounted(
         try:
             device = open_device(spec.mountpoint, _mount_request(spec), DeviceOptions())
             mounted.use(device)
-            await mounted.begin_watching(spec.config.token.deadline)
+            await mounted.begin_watching()
             server.open()
             await clients.start(server.run)
             await _run(mounted, device, background, ready)
@@ -155,8 +157,10 @@ async def _until_unmounted(
                 if device is not None:
                     await _leave(device)
                 result = await mounted.close()
+                clean = not result["unsaved"] and not result["error"]
+                ownership.release(clean=clean)  # before anybody is told: they may mount again at once
                 await server.finish(result)
-    return not result["unsaved"] and not result["error"]
+    return clean
 
 
 async def _open_provider(spec: MountSpec, token: TokenWorker, deadline: float) -> Pkcs11Provider:

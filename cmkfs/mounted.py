@@ -20,8 +20,8 @@ from cmkfs.fs.fusedev import FuseDevice
 from cmkfs.fs.inodes import Inode, InodeTable
 from cmkfs.fs.lockdown import Lockdown
 from cmkfs.fs.namespace import Namespace
-from cmkfs.fs.opening import FileOpener
 from cmkfs.fs.openfile import OpenFile
+from cmkfs.fs.opening import FileOpener
 from cmkfs.fs.operations import Operations
 from cmkfs.fs.recovery import Recovery, Report
 from cmkfs.fs.setattr import Setattr
@@ -61,6 +61,7 @@ class Mounted:
         token: TokenWorker,
         root_zone: Zone,
         options: MountOptions,
+        deadline: float,
     ) -> None:
         self._vault = vault
         self._mountpoint = mountpoint
@@ -70,6 +71,7 @@ class Mounted:
         self._token = token
         self._root_zone = root_zone
         self._options = options
+        self._deadline = deadline
         self._vaultdir = VaultDir(backing, keyring.vault, root_zone.keys.session)
         self.inodes = InodeTable(backing)
         self._directories = Directories(self.inodes, keyring.zones, self._vaultdir.zone_roots(root_zone.keys))
@@ -191,6 +193,7 @@ class Mounted:
             unlock,
             revocation_bound=self._options.revocation_bound,
             outage_grace=self._options.outage_grace,
+            deadline=self._deadline,
         )
 
     @property
@@ -202,10 +205,10 @@ class Mounted:
     def _under(self, cmk_id: bytes) -> list[Zone]:
         return [zone for zone in self._keyring.zones.values() if zone.cmk_id == cmk_id]
 
-    async def begin_watching(self, deadline: float) -> None:
+    async def begin_watching(self) -> None:
         """Bring the policies, before anything is served. Raises Disabled, TokenUnavailable, …"""
         for watch in self._watches.values():
-            await watch.begin(deadline)
+            await watch.begin()
 
     # -- control ---------------------------------------------------------------------------------
 
@@ -262,7 +265,7 @@ class Mounted:
         await watch.look()
         return {"state": self._state(self._under(cmk_id)), "policy": watch.policy_hash}
 
-    async def _status(self, arguments: Fields) -> Fields:
+    async def _status(self, _arguments: Fields) -> Fields:
         zones = list(self._keyring.zones.values())
         dirty = self.settler.dirty
         token = await self._token_facts()
@@ -300,7 +303,7 @@ class Mounted:
     async def _token_facts(self) -> Fields:
         healthy = all(watch.healthy for watch in self._watches.values())
         try:
-            info = await self._token.call(self._provider.token_info, deadline=self._options.revocation_bound)
+            info = await self._token.call(self._provider.token_info, deadline=self._deadline)
         except CmkfsError:
             return {"label": None, "serial": None, "healthy": False}
         return {"label": info.label, "serial": info.serial, "healthy": healthy}

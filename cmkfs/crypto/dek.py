@@ -1,4 +1,7 @@
-"""What one file's data key gives: its content cipher, and slots that nobody else can write (docs/format.md, 4 and 8.1)."""
+"""What one file's data key gives: its content cipher, and slots that nobody else can write.
+
+docs/format.md, sections 4 and 8.1.
+"""
 
 import hmac
 from dataclasses import dataclass

@@ -21,7 +21,7 @@ class Xaes:
 
     def __init__(self, key: bytes | bytearray) -> None:
         # ECB is the raw block cipher that CMAC is made of; nothing is encrypted with it.
-        self._block = Cipher(algorithms.AES256(bytes(key)), modes.ECB()).encryptor()
+        self._block = Cipher(algorithms.AES256(bytes(key)), modes.ECB()).encryptor()  # noqa: S305
         zero = int.from_bytes(self._block.update(bytes(16)), "big")
         doubled = (zero << 1) ^ (0x87 if zero >> 127 else 0)
         self._k1 = doubled & (2**128 - 1)

@@ -138,7 +138,8 @@ class ZoneKeys:
     def open_zone_list(self, vault_hash: bytes, data: bytes) -> tuple[ZoneRoot, ...]:
         """The zones below the root. Raises Damaged."""
         nonce = data[:NONCE_SIZE]
-        return parse_zone_list(_open(self._records, data[NONCE_SIZE:], [b"zones", vault_hash, nonce], "the list of zones"))
+        associated = [b"zones", vault_hash, nonce]
+        return parse_zone_list(_open(self._records, data[NONCE_SIZE:], associated, "the list of zones"))
 
 
 class SessionSeal:

@@ -87,7 +87,8 @@ class Session:
 
     def body(self) -> bytes:
         """The 480 bytes that the MAC covers."""
-        return _SESSION.pack(self.sequence, self.state, self.session_id, self.unsettled_since).ljust(SESSION_BODY, b"\0")
+        fields = _SESSION.pack(self.sequence, self.state, self.session_id, self.unsettled_since)
+        return fields.ljust(SESSION_BODY, b"\0")
 
     @classmethod
     def from_body(cls, body: bytes) -> "Session":

@@ -166,7 +166,10 @@ class FuseDevice:
         return True
 
     def unmount(self, *, lazy: bool = False) -> bool:
-        """Unmount; False if it is not mounted any more. Raises Busy (never when lazy), MountFailed."""
+        """Unmount; False if it is not mounted any more. Raises Busy (never when lazy), MountFailed.
+
+        Dirty pages may be written back meanwhile: call it while serving, or after `close`.
+        """
         if not self._still_mounted():
             return False
         kernel_mount.unmount(self._entry.mountpoint, lazy=lazy)

@@ -83,6 +83,7 @@ class Lockdown:
             self._drop_keys(serving)
             await self._invalidate(self._known(serving) if drop_dirty else self._open_inodes(serving), None)
             if serving:
+                self._settler.soon()
                 log.warning("locked: %s", why)
             return LockReport(
                 was_locked=not serving,

@@ -321,7 +321,7 @@ class OpenFile:
             raise
 
     async def replace_content(self, identity: Identity, lease: Lease) -> None:
-        """Truncate to zero: the backing is emptied and gets a new header, with nothing to sync (docs/format.md, 8.5)."""
+        """Truncate to zero (docs/format.md, 8.5): emptied, then a new header, with nothing to sync."""
         async with self.lock.writing():
             self.zone.check()
             os.ftruncate(self.fd, 0)

@@ -194,7 +194,8 @@ class FileOpener:
     def release(self, file: OpenFile) -> None:
         """Close a file that nobody has open: it is settled, or it has no name any more."""
         inode = file.inode
-        if file.handles or inode.file is not file or (file.state is State.DIRTY and not inode.removed):
+        unsettled = file.state is State.DIRTY and not inode.removed and not self._backing.read_only
+        if file.handles or inode.file is not file or unsettled:
             return
         inode.file = None
         if self._living_ids.get(file.identity.file_id) is file:

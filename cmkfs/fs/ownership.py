@@ -1,4 +1,6 @@
-"""Who owns a vault now: one mount at a time, because a mount caches. Decides only who is refused, never what is trusted.
+"""Who owns a vault now: one mount at a time, because a mount caches.
+
+Decides only who is refused, never what is trusted.
 
 `cmkfs.owner` names host and process; a lock on it (flock) tells whether that process lives, on this host. Of
 another host nothing can be told: there `--break-lock` is the operator's word that it does not.

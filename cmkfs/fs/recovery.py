@@ -72,7 +72,8 @@ class Recovery:
             await self._walk(unsettled_since)
             await self._settle()
         finally:
-            self._opener.recovering = False
+            # What could not be written stays to be recovered, at each open anew.
+            self._opener.recovering = self._backing.read_only
         for inode in self._inodes:
             self._inodes.drop_if_unused(inode)
         return self.report
@@ -142,7 +143,6 @@ class Recovery:
         file = await self._opener.open(inode, self._directories.of(inode.places[-1][0]).zone)
         if self._backing.read_only:
             self.found_sizes[inode.ino] = file.size
-            file.state = State.CLEAN  # in memory: there is nothing that could be written
             self._opener.release(file)
             return
         self.report.files_settled += 1

@@ -36,6 +36,7 @@ class Settler:
         self._dirty: dict[OpenFile, float] = {}
         self._wake = trio.Event()
         self._one_at_a_time = trio.Lock()
+        self._hurry = False
         self.batches = 0
 
     def __len__(self) -> int:
@@ -47,20 +48,27 @@ class Settler:
         return list(self._dirty)
 
     def on_dirty(self, file: OpenFile) -> None:
-        """A file left its clean state."""
+        """A file left its clean state. On a read-only backing it stays as it was found."""
+        if self._backing.read_only:
+            return
         self._dirty[file] = time.monotonic()
         if len(self._dirty) == 1 or len(self._dirty) >= self._max_dirty:
             self._wake.set()
+
+    def soon(self) -> None:
+        """Do not wait for the next batch: a lock has sealed clean slots that should not wait in memory."""
+        self._hurry = True
+        self._wake.set()
 
     async def run(self) -> None:
         """Settle what is dirty every `INTERVAL`, sooner if too much is."""
         while True:
             await self._wake.wait()
             with trio.move_on_after(INTERVAL):
-                while len(self._dirty) < self._max_dirty:
+                while len(self._dirty) < self._max_dirty and not self._hurry:
                     self._wake = trio.Event()
                     await self._wake.wait()
-            self._wake = trio.Event()
+            self._wake, self._hurry = trio.Event(), False
             try:
                 await self.settle_all()
             except OSError as error:
@@ -76,12 +84,19 @@ class Settler:
             if not batch:
                 return
             self.batches += 1
-            unsynced = [file for file, _ in batch if file.needs_sync]
-            await self._sync(unsynced)
-            for number, (file, changes) in enumerate(batch, 1):
-                await self._settle(file, changes)
-                if number % _PER_TURN == 0:
-                    await trio.lowlevel.checkpoint()
+            for file, _ in batch:
+                file.handles += 1  # its descriptor is in use in a thread: nobody may close it meanwhile
+            try:
+                await self._sync([file for file, _ in batch if file.needs_sync])
+                for number, (file, changes) in enumerate(batch, 1):
+                    await self._settle(file, changes)
+                    if number % _PER_TURN == 0:
+                        await trio.lowlevel.checkpoint()
+            finally:
+                for file, _ in batch:
+                    file.handles -= 1
+                    self._release(file)
+                self._drop_removed()
 
     def _drop_removed(self) -> None:
         """A file without a name and without a handle needs no slot."""
@@ -113,4 +128,3 @@ class Settler:
             return
         if settled:
             self._dirty.pop(file, None)
-            self._release(file)

@@ -83,6 +83,7 @@ def _parse(backing_target: bytes) -> tuple[bytes, int, int]:
     if not (fields[2].isdigit() and fields[3].isdigit()):
         raise Damaged("a symlink in the vault that is none")
     count, length = int(fields[2]), int(fields[3])
-    if backing_target != b".%b.%d.%d" % (fields[1], count, length) or not 2 <= count <= 8 or not 1 <= length <= MAX_TARGET:
+    canonical = b".%b.%d.%d" % (fields[1], count, length)
+    if backing_target != canonical or not 2 <= count <= 8 or not 1 <= length <= MAX_TARGET:
         raise Damaged("a symlink in the vault that is none")
     return fields[1], count, length

@@ -10,7 +10,16 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from cmkfs.accounts import SystemAccounts
-from cmkfs.errors import CmkfsError, CmkNotFound, ConfigError, Disabled, KeyUnavailable, Revoked, Tampered, TokenUnavailable
+from cmkfs.errors import (
+    CmkfsError,
+    CmkNotFound,
+    ConfigError,
+    Disabled,
+    KeyUnavailable,
+    Revoked,
+    Tampered,
+    TokenUnavailable,
+)
 from cmkfs.format.recipient import CmkId
 from cmkfs.keys.policies import Policies
 from cmkfs.keys.provider import KeyProvider
@@ -38,6 +47,7 @@ class CmkWatch:
         *,
         revocation_bound: float,
         outage_grace: float,
+        deadline: float,
     ) -> None:
         self._cmk_id = cmk_id
         self._name = name
@@ -48,6 +58,7 @@ class CmkWatch:
         self._unlock = unlock
         self._interval = revocation_bound / 2
         self._grace = outage_grace
+        self._deadline = deadline
         self._unreachable_since: float | None = None
         self._policy_text: str | None = None
         self._looking = trio.Lock()
@@ -69,16 +80,17 @@ class CmkWatch:
             await trio.sleep(self._interval)
             await self.look()
 
-    async def begin(self, deadline: float) -> None:
+    async def begin(self) -> None:
         """Read the policy before anything is served. Raises Disabled, TokenUnavailable, …"""
-        self.take_policy(await self._token.call(self._ask, deadline=deadline))
+        self.take_policy(await self._token.call(self._ask, deadline=self._deadline))
 
     async def look(self) -> None:
         """Look now; returns when what was found has taken effect."""
         async with self._looking:
             began = trio.current_time()
             try:
-                text = await self._token.call(self._ask, deadline=self._interval)
+                # Not the interval: a token that is slow but answers is no outage.
+                text = await self._token.call(self._ask, deadline=self._deadline)
             except (Disabled, Revoked, CmkNotFound) as error:
                 self._unreachable_since = None
                 await self._refused(_as_refusal(error, self._name))
@@ -122,7 +134,7 @@ class CmkWatch:
         if trio.current_time() - self._unreachable_since >= self._grace:
             await self._refused(TokenUnavailable(f"the token has not answered for {self._grace:g} s"))
         try:
-            await self._token.call(self._provider.recover, deadline=self._interval)
+            await self._token.call(self._provider.recover, deadline=self._deadline)
         except CmkfsError as failure:
             log.debug("the token is not back: %s", failure)
 

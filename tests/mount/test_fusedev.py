@@ -557,9 +557,7 @@ def test_unmount_spares_what_is_mounted_over_it(mount: Mount) -> None:
     assert mounted("unmount") == {"was_mounted": True}
 
 
-@pytest.mark.parametrize(
-    "private", ["", HIDE_FUSECTL, SHOW_FUSECTL], ids=["as it is", "without", "with fusectl"]
-)
+@pytest.mark.parametrize("private", ["", HIDE_FUSECTL, SHOW_FUSECTL], ids=["as it is", "without", "with fusectl"])
 def test_abort_by_root(mount: Mount, private: str) -> None:
     mounted = mount(private=private)
     mounted("look", name="hello")
