@@ -227,8 +227,9 @@ async def _unmount_on_signal(mounted: Mounted, device: FuseDevice) -> None:
 async def _leave(device: FuseDevice) -> None:
     """Whatever ended the service: no dead mount point stays behind."""
     with trio.CancelScope(shield=True):
+        # Cut first: nothing may wait for a daemon that serves no more while the mount is being taken down.
+        device.close()
         try:
             await trio.to_thread.run_sync(partial(device.unmount, lazy=True))
         except CmkfsError as error:
             log.warning("the mount point stays: %s", error)
-        device.close()

@@ -11,7 +11,7 @@ from cmkfs.config import MountOptions
 from cmkfs.control.protocol import Fields
 from cmkfs.control.server import Handler
 from cmkfs.errors import CmkfsError, Damaged, KeyUnavailable, Locked, NotFound, TokenUnavailable, UsageError
-from cmkfs.format.header import Identity, State
+from cmkfs.format.header import Identity
 from cmkfs.format.vault import NO_DIRECTORY, Session, SessionState, ZoneRoot
 from cmkfs.fs.attributes import Attributes
 from cmkfs.fs.backing import Backing
@@ -93,6 +93,7 @@ class Mounted:
         )
         self._session: Session | None = None
         self.recovered: Report | None = None
+        self._device: FuseDevice | None = None
         self._lockdown: Lockdown | None = None
         self._watches: dict[bytes, CmkWatch] = {}
 
@@ -125,6 +126,7 @@ class Mounted:
 
     def use(self, device: FuseDevice) -> None:
         """From now on locks reach this kernel connection."""
+        self._device = device
         self._lockdown = Lockdown(self._keyring, self.inodes, self.operations, self.settler, device)
         self._watches[self._root_zone.cmk_id] = self._watch(self._root_zone)
 
@@ -321,6 +323,9 @@ class Mounted:
             warnings.append(f"a sync of the backing failed: {self._backing.failed}")
         if self._backing.kind.fstype in ("unknown", "vfat", "exfat"):
             warnings.append(f"the backing is {self._backing.kind.fstype}: what a power cut leaves there is not known")
+        negotiated = self._device.negotiated if self._device is not None else None
+        if negotiated is not None and negotiated.fallback:
+            warnings.append(f"slower than it could be: {negotiated.fallback}")
         broken = sum(file.sync_failed for file in self.settler.dirty)
         if broken:
             warnings.append(f"{broken} files could not be made durable")
@@ -350,7 +355,7 @@ class Mounted:
         }
         if inode.fmt == stat.S_IFREG:
             identity = inode.file.identity if inode.file is not None else self._identity(inode)
-            dirty = inode.file is not None and inode.file.state is State.DIRTY
+            dirty = inode.file is not None and inode.file.slots.dirty
             facts["state"] = "dirty" if dirty else "clean"
             facts["file_id"] = identity.file_id.hex()
             facts["cmk_version"] = identity.recipients[0].version.version

@@ -62,8 +62,6 @@ class Attributes:
             exact = plain_size_of(found.st_size)
             return plain_size_at_least(found.st_size) if exact is None else exact
         if inode.fmt == stat.S_IFLNK:
-            if not inode.places:
-                return 0
             return Symlinks.plain_length(found.st_size, *self._inodes.place(inode))
         return found.st_size
 

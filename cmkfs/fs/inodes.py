@@ -39,6 +39,7 @@ class Inode:
         "ino",
         "lookups",
         "may_be_setid",
+        "parent",
         "pin",
         "places",
         "removed",
@@ -50,6 +51,8 @@ class Inode:
         self.generation = 1
         self.lookups = 0
         self.places: list[tuple[Inode, bytes]] = []
+        self.parent: Inode | None = None
+        """The directory of its newest name, and of its last one when it has none any more."""
         self.file: OpenFile | None = None
         self.directory: Directory | None = None
         self.dir_fd = -1
@@ -65,6 +68,7 @@ class Inode:
     def add_place(self, parent: "Inode", name: bytes) -> None:
         """It is (also) called `name` in `parent`. A directory has one place, another inode as many as it has links."""
         place = (parent, name)
+        self.parent = parent
         if self.places and self.places[-1] == place:
             return
         if self.is_dir:
@@ -76,6 +80,7 @@ class Inode:
     def drop_place(self, parent: "Inode", name: bytes) -> None:
         """It is no longer called `name` in `parent`."""
         self.places = [known for known in self.places if known != (parent, name)]
+        self.parent = self.places[-1][0] if self.places else parent
 
     def __hash__(self) -> int:
         return hash(self.ino)
@@ -130,14 +135,20 @@ class InodeTable:
 
     def dir_fd(self, inode: Inode) -> int:
         """A descriptor of a directory, good until the next await. Raises OSError ESTALE, ENOENT, …"""
-        if inode.dir_fd >= 0:
-            if inode is not self.root:
-                self._dir_fds.move_to_end(inode)
-            return inode.dir_fd
-        if inode.pin >= 0:
-            return inode.pin
-        parent, name = self._place(inode)
-        fd = os.open(name, _DIR_FLAGS, dir_fd=self.dir_fd(parent))
+        closed = []  # a loop: a tree may be deeper than Python recurses
+        while inode.dir_fd < 0 and inode.pin < 0:
+            closed.append(inode)
+            inode, _ = self._place(inode)
+        if inode in self._dir_fds:
+            self._dir_fds.move_to_end(inode)
+        fd = inode.dir_fd if inode.dir_fd >= 0 else inode.pin
+        for directory in reversed(closed):
+            fd = self._open_dir(directory, fd)
+        return fd
+
+    def _open_dir(self, inode: Inode, parent_fd: int) -> int:
+        """Open a directory and remember its descriptor; the one that was used longest ago is closed for it."""
+        fd = os.open(self._place(inode)[1], _DIR_FLAGS, dir_fd=parent_fd)
         try:
             self._check_same(inode, os.fstat(fd))
         except OSError:
@@ -181,7 +192,12 @@ class InodeTable:
         return fd
 
     def place(self, inode: Inode) -> tuple[int, bytes]:
-        """A directory descriptor and a name that reach the inode now. Raises OSError ESTALE if it has no name."""
+        """A directory descriptor and a name that reach the inode now; the name is empty if it has none any more.
+
+        Raises OSError ESTALE.
+        """
+        if not inode.places and inode.pin >= 0:
+            return inode.pin, b""
         parent, name = self._place(inode)
         return self.dir_fd(parent), name
 
@@ -213,9 +229,12 @@ class InodeTable:
     # -- removal and forgetting ------------------------------------------------------------------
 
     def pin_before_removal(self, found: os.stat_result, dir_fd: int, name: bytes) -> None:
-        """Keep an inode that loses its last name reachable, and its number taken, while the kernel knows it."""
+        """Keep an inode that loses its last name reachable, and its number taken, while the kernel knows it.
+
+        The last one that is known: a file may have others that were not looked up since the mount began.
+        """
         inode = self._inodes.get(Ino(found.st_ino))
-        if inode is None or inode.pin >= 0 or (found.st_nlink > 1 and not inode.is_dir):
+        if inode is None or inode.pin >= 0 or (found.st_nlink > 1 and len(inode.places) > 1):
             return
         inode.pin = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
 
@@ -225,7 +244,7 @@ class InodeTable:
         if inode is not None:
             inode.drop_place(parent, name)
             inode.removed = inode.is_dir or found.st_nlink <= 1
-            if not inode.removed and inode.pin >= 0:
+            if inode.places and inode.pin >= 0:
                 os.close(inode.pin)
                 inode.pin = -1
         return inode

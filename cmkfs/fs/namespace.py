@@ -41,6 +41,7 @@ class Namespace:
         self._directories = directories
         self._symlinks = symlinks
         self._unsynced: set[Inode] = set()
+        self._is_root = os.geteuid() == 0
 
     # -- durability ------------------------------------------------------------------------------
 
@@ -207,7 +208,7 @@ class Namespace:
 
     def _new_owner(self, dir_fd: int, found: os.stat_result, request: Request) -> tuple[int, int] | None:
         """Whom a new node must be given to, None if it is theirs: who asked, and the group of a setgid directory."""
-        if os.geteuid() != 0:
+        if not self._is_root:
             return None
         inherits = os.fstat(dir_fd).st_mode & stat.S_ISGID
         owner = (request.uid, found.st_gid if inherits else request.gid)

@@ -9,14 +9,11 @@ pwrite.
 import errno
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-
-import trio
 
 from cmkfs.crypto.content import ZERO_PAGE, Buffer, ContentCipher
 from cmkfs.crypto.dek import FileKey, ReadSlots
 from cmkfs.errors import Damaged
-from cmkfs.format.header import MAX_HOLE_RANGES, SLOT_OFFSETS, Identity, Slot, State
+from cmkfs.format.header import Identity
 from cmkfs.format.holes import Holes
 from cmkfs.format.layout import (
     BLOCK,
@@ -25,13 +22,12 @@ from cmkfs.format.layout import (
     block_count,
     block_length,
     blocks_end,
-    cipher_off,
-    cipher_size,
 )
 from cmkfs.fs.backing import Backing
+from cmkfs.fs.backingfile import BackingFile, KeptTimes
 from cmkfs.fs.inodes import Inode
-from cmkfs.fs.readahead import Readahead
 from cmkfs.fs.rwlock import RWLock
+from cmkfs.fs.slots import NEW_FILE, SealedClean, Slots, new_header
 from cmkfs.keys.keyring import Keyring, Lease
 from cmkfs.keys.zone import Zone, ZoneState
 
@@ -40,15 +36,6 @@ _RANGES_IN_MEMORY = 256
 
 Plain = bytes | memoryview
 """Plain bytes on their way to the kernel, not copied on the way."""
-
-
-@dataclass(frozen=True, slots=True)
-class SealedClean:
-    """A clean slot, sealed while the key was there, good if the file has not changed since `changes`."""
-
-    slot: Slot
-    data: bytes
-    changes: int
 
 
 class OpenFile:
@@ -64,18 +51,15 @@ class OpenFile:
         lease: Lease,
         slots: ReadSlots,
         on_dirty: Callable[["OpenFile"], None],
+        backing_size: int,
     ) -> None:
-        slot = slots.slot
-        self.backing = backing
         self.inode = inode
         self.fd = fd
         self.identity = identity
         self.zone: Zone = lease.zone
-        self.size = slot.size
-        self.state = slot.state
-        self.floor = slot.size
-        self.generation = slot.generation
-        self.holes = slot.holes
+        self.slots = Slots(backing, fd, slots)
+        self.size = slots.slot.size
+        self.holes = slots.slot.holes
         self.handles = 0
         self.changes = 0
         self.durable_changes = 0
@@ -85,12 +69,8 @@ class OpenFile:
         self.lock = RWLock()
         self._keyring = keyring
         self._lease: Lease | None = lease
-        self._listed = slot.holes
-        self._sequence = slot.sequence
-        self._slot_number = slots.number
-        self._backing_end = os.fstat(fd).st_size
+        self._pages = BackingFile(backing, fd, backing_size)
         self._on_dirty = on_dirty
-        self._readahead = Readahead()
 
     # -- the key ---------------------------------------------------------------------------------
 
@@ -128,10 +108,7 @@ class OpenFile:
             if length <= 0:
                 return b""
             first, count = _blocks_of(plain_off, length)
-            ahead = self._readahead.next_window(plain_off, length, cipher_off(first + count))
-            if ahead is not None:
-                self.backing.prefetch(self.fd, *ahead)
-            cached = self.backing.read(self.fd, count * PAGE, cipher_off(first))
+            cached = self._pages.cached(first, count, plain_off, length)
             if cached is not None:
                 return self._open_pages(key.content, cached, first, plain_off, length)
         async with self.lock.reading():
@@ -139,20 +116,12 @@ class OpenFile:
             if length <= 0:
                 return b""
             first, count = _blocks_of(plain_off, length)
-            pages = await self._fetch(first, count)
+            pages = await self._pages.fetch(first, count)
             key = await self._reading_key()
             return self._open_pages(key.content, pages, first, plain_off, length)
 
-    async def _fetch(self, first: int, count: int) -> Buffer:
-        pages = self.backing.read(self.fd, count * PAGE, cipher_off(first))
-        if pages is None:
-            pages = await trio.to_thread.run_sync(
-                self.backing.read_blocking, self.fd, count * PAGE, cipher_off(first)
-            )
-        return pages
-
     def _open_pages(self, content: ContentCipher, pages: Buffer, first: int, plain_off: int, length: int) -> Plain:
-        view, newest = memoryview(pages), self.generation + 1
+        view, newest = memoryview(pages), self.slots.generation + 1
         last = (plain_off + length - 1) // BLOCK
         plain = memoryview(bytearray((last + 1 - first) * BLOCK))
         for block in range(first, last + 1):
@@ -175,7 +144,7 @@ class OpenFile:
 
     async def _old_block(self, key: FileKey, block: int) -> bytes:
         """The plain bytes that a block has now, without what pads it."""
-        pages = await self._fetch(block, 1)
+        pages = await self._pages.fetch(block, 1)
         length = block_length(self.size, block)
         return bytes(self._open_pages(key.content, pages, block, block * BLOCK, length))
 
@@ -194,13 +163,14 @@ class OpenFile:
             first, last = plain_off // BLOCK, (end - 1) // BLOCK
             head = await self._kept_before(key, plain_off)
             tail = await self._kept_after(key, end)
-            await self._fill_last_block(key, before=first)
+            last_block = await self._short_last_block(key, before=first)
             self._begin_dirty(key)
             content = head + data + tail if head or tail else data
-            sealed = key.content.seal(first, content, self.generation)
+            sealed = key.content.seal(first, content, self.slots.generation)
             self._put(sealed, first)
+            self._fill_last_block(key, last_block)
             if first > block_count(self.size):
-                self._add_holes(block_count(self.size), first)
+                self._add_holes(key, block_count(self.size), first)
             self._remove_holes(first, last + 1)
             self.size = max(self.size, end)
             self._changed(len(data))
@@ -221,36 +191,29 @@ class OpenFile:
             return b""
         return (await self._old_block(key, block))[stop:]
 
-    async def _fill_last_block(self, key: FileKey, *, before: int) -> None:
-        """Seal a partial last block as a full one if the file will go on in block `before` or later."""
+    async def _short_last_block(self, key: FileKey, *, before: int) -> bytes:
+        """What a partial last block holds, if the file will go on in block `before` or later; else nothing."""
         block, length = divmod(self.size, BLOCK)
-        if length and block < before:
-            old = await self._old_block(key, block)
-            self._begin_dirty(key)
-            self._put(key.content.seal(block, old.ljust(BLOCK, b"\0"), self.generation), block)
+        return await self._old_block(key, block) if length and block < before else b""
+
+    def _fill_last_block(self, key: FileKey, old: bytes) -> None:
+        """Seal it as a full one, after what follows it: when the disk is full, the file stays as long as it was."""
+        if old:
+            block = self.size // BLOCK
+            self._put(key.content.seal(block, old.ljust(BLOCK, b"\0"), self.slots.generation), block)
 
     def _put(self, sealed: Buffer, first: int) -> None:
-        at = cipher_off(first)
         try:
-            if at < self._backing_end:
-                self.backing.overwrite(self.fd, sealed, at)
-            else:
-                self.backing.append(self.fd, sealed, at)
+            self._pages.put(sealed, first, self.size)
         except OSError:
-            self._undo_growth()
+            self.changes += 1
             raise
-        self._backing_end = max(self._backing_end, at + len(sealed))
 
-    def _undo_growth(self) -> None:
-        """A write failed half-way (disk full): nothing beyond the old end may stay, or a crash would show it."""
-        self.changes += 1
-        keep = max(blocks_end(self.size), PAGE)
-        if os.fstat(self.fd).st_size > keep:
-            self.backing.set_size(self.fd, keep)
-        self._backing_end = keep
-
-    def _add_holes(self, first: int, stop: int) -> None:
+    def _add_holes(self, key: FileKey, first: int, stop: int) -> None:
+        """Listed at once: a file may be closed without an fsync, and the daemon be killed, and nothing is lost."""
         self.holes = self.holes.add(first, stop).at_most(_RANGES_IN_MEMORY)
+        if not self.slots.listed.covers(self.holes):
+            self.slots.write_dirty(key, self.holes)
 
     def _remove_holes(self, first: int, stop: int) -> None:
         if self.holes:
@@ -281,16 +244,16 @@ class OpenFile:
         if old_length and old_block == block:
             old = await self._old_block(key, block)
             self._begin_dirty(key)
-            self._put(key.content.seal(block, old.ljust(length, b"\0"), self.generation), block)
+            self._put(key.content.seal(block, old.ljust(length, b"\0"), self.slots.generation), block)
         else:
-            await self._fill_last_block(key, before=block_count(plain_size))
+            last_block = await self._short_last_block(key, before=block_count(plain_size))
             self._begin_dirty(key)
             if length:
-                self._put(key.content.seal(block, bytes(length), self.generation), block)
-            elif self._backing_end < blocks_end(plain_size):
-                self.backing.set_size(self.fd, blocks_end(plain_size))
-                self._backing_end = blocks_end(plain_size)
-            self._add_holes(block_count(self.size), block)
+                self._put(key.content.seal(block, bytes(length), self.slots.generation), block)
+            elif self._pages.end < blocks_end(plain_size):
+                self._pages.end_with_blocks_of(plain_size)
+            self._fill_last_block(key, last_block)
+            self._add_holes(key, block_count(self.size), block)
         self.size = plain_size
         self._changed(0)
 
@@ -298,24 +261,24 @@ class OpenFile:
         """Below the floor: first a durable slot with the new floor, then the cut."""
         block, length = divmod(plain_size, BLOCK)
         last = await self._old_block(key, block) if length else b""
-        if self.state is State.CLEAN:
+        if not self.slots.dirty:
             self._begin_dirty(key, floor=plain_size)
             await self._sync_slot()
-        elif plain_size < self.floor:
-            self.floor = plain_size
-            self._write_slot(key, self._dirty_slot())
+        elif plain_size < self.slots.floor:
+            self.slots.floor = plain_size
+            self.slots.write_dirty(key, self.holes)
             await self._sync_slot()
         if length:
-            self._put(key.content.seal(block, last[:length], self.generation), block)
+            self._put(key.content.seal(block, last[:length], self.slots.generation), block)
         self._remove_holes(block_count(plain_size) - (1 if length else 0), 2**63)
+        self.slots.cut_list(block_count(plain_size))
         self.size = plain_size
-        self.backing.set_size(self.fd, blocks_end(plain_size))
-        self._backing_end = blocks_end(plain_size)
+        self._pages.end_with_blocks_of(plain_size)
         self._changed(0)
 
     async def _sync_slot(self) -> None:
         try:
-            await self.backing.fsync(self.fd)
+            await self._pages.fsync()
         except OSError:
             self.sync_failed = True
             raise
@@ -324,48 +287,23 @@ class OpenFile:
         """Truncate to zero (docs/format.md, 8.5): emptied, then a new header, with nothing to sync."""
         async with self.lock.writing():
             self.zone.check()
-            os.ftruncate(self.fd, 0)
             self.identity, self._lease = identity, lease
-            self.holes = self._listed = Holes.NONE
-            self.size = self.floor = self.generation = 0
-            self._sequence, self._slot_number, self._backing_end = 0, 1, 0
-            was_clean, self.state = self.state is State.CLEAN, State.DIRTY
+            was_clean = not self.slots.dirty
+            self.slots.take(NEW_FILE)
+            self.holes, self.size = Holes.NONE, 0
             self._changed(0)
             if was_clean:
                 self._on_dirty(self)
             try:
-                self.backing.append(self.fd, new_header(identity, lease.key), 0)
+                self._pages.empty(new_header(identity, lease.key))
             except OSError:
                 self.sync_failed = True  # without a header it must not be called settled: recovery gives it one
                 raise
-            self._sequence, self._backing_end = 2, PAGE
-
-    # -- slots -----------------------------------------------------------------------------------
 
     def _begin_dirty(self, key: FileKey, floor: int | None = None) -> None:
-        if self.state is State.DIRTY:
-            return
-        self.floor = self.size if floor is None else floor
-        self.generation += 1
-        self.state = State.DIRTY
-        self._write_slot(key, self._dirty_slot())
-        self._on_dirty(self)
-
-    def _dirty_slot(self) -> Slot:
-        listed = self._listed.union(self.holes).at_most(MAX_HOLE_RANGES)
-        return Slot(self._sequence + 1, self.generation, State.DIRTY, self.floor, listed)
-
-    def _clean_slot(self) -> Slot:
-        listed = self.holes.at_most(MAX_HOLE_RANGES)
-        return Slot(self._sequence + 1, self.generation, State.CLEAN, self.size, listed)
-
-    def _write_slot(self, key: FileKey, slot: Slot) -> None:
-        self._write_sealed_slot(slot, key.seal_slot(1 - self._slot_number, slot))
-
-    def _write_sealed_slot(self, slot: Slot, data: bytes) -> None:
-        number = 1 - self._slot_number
-        self.backing.overwrite(self.fd, data, SLOT_OFFSETS[number])
-        self._slot_number, self._sequence, self._listed = number, slot.sequence, slot.holes
+        if not self.slots.dirty:
+            self.slots.go_dirty(key, self.size if floor is None else floor, self.holes)
+            self._on_dirty(self)
 
     # -- durability ------------------------------------------------------------------------------
 
@@ -373,25 +311,30 @@ class OpenFile:
         """What was written before is durable when this returns: one fsync of the backing. Raises OSError."""
         async with self.lock.reading():
             changes = self.changes
-            if self.state is State.DIRTY:
-                await self._make_recoverable()
+            if self.slots.dirty:
+                key = await self._storing_key() if self.slots.outdated else None
+                with KeptTimes(self.fd):
+                    if key is not None:
+                        self.slots.write_dirty(key, self.holes)
+                    self._pages.set_remainder(self.size)
             await self._sync_slot()
             self.durable_changes = max(self.durable_changes, changes)
             self.unsynced_bytes = 0
 
-    async def _make_recoverable(self) -> None:
-        """What recovery needs to find all that is synced: the size, and every hole listed."""
-        before = os.fstat(self.fd)
-        if not self._listed.covers(self.holes):
-            key = await self._storing_key()
-            self._write_slot(key, self._dirty_slot())
-        self._set_remainder()
-        os.utime(self.fd, ns=(before.st_atime_ns, before.st_mtime_ns))
+    def prepare_sync(self) -> None:
+        """Before the sync of a batch: what must be durable before the clean slot, and cannot follow the sync.
 
-    def _set_remainder(self) -> None:
-        if self._backing_end != cipher_size(self.size):
-            os.ftruncate(self.fd, cipher_size(self.size))
-            self._backing_end = cipher_size(self.size)
+        A backing that says less than the size does so after an fsync, when the last block grew since: beside a
+        clean slot that would be damage. Every other one says enough, and its remainder is set after the sync:
+        xfs writes data out at once when a length is set behind it.
+        """
+        if not self.slots.dirty:
+            return
+        with KeptTimes(self.fd):
+            if self.slots.outdated and self._lease is not None:
+                self.slots.write_dirty(self._lease.key, self.holes)
+            if self._pages.says_less_than(self.size):
+                self._pages.set_remainder(self.size)
 
     @property
     def needs_sync(self) -> bool:
@@ -400,31 +343,25 @@ class OpenFile:
 
     def seal_clean(self) -> None:
         """Prepare the clean slot while the key is there; `settle` writes it once everything else is durable."""
-        if self.state is State.DIRTY and self._lease is not None and not self.sync_failed:
-            slot = self._clean_slot()
-            data = self._lease.key.seal_slot(1 - self._slot_number, slot)
-            self.sealed_clean = SealedClean(slot, data, self.changes)
+        if self.slots.dirty and self._lease is not None and not self.sync_failed:
+            self.sealed_clean = self.slots.seal_clean(self._lease.key, self.size, self.holes, self.changes)
 
     def settle(self, changes: int) -> bool:
-        """Write the clean slot if nothing changed since `changes`, all of which is durable; True if it is clean now.
-
-        The slot itself is not synced: until it is on the disk the file is dirty, which loses nothing.
-        """
-        if self.state is State.CLEAN:
+        """Write the clean slot if nothing changed since `changes`, all of which is durable; True if it is clean now."""
+        if not self.slots.dirty:
             return True
         if self.changes != changes or self.lock.busy or self.sync_failed:
             return False
-        if self.sealed_clean is None or self.sealed_clean.changes != changes:
-            self.seal_clean()
         sealed = self.sealed_clean
-        if sealed is None or sealed.slot.sequence != self._sequence + 1:
+        if sealed is None or sealed.changes != changes or not self.slots.follows(sealed):
+            self.seal_clean()
+            sealed = self.sealed_clean
+        if sealed is None or sealed.changes != changes or not self.slots.follows(sealed):
             return False
-        before = os.fstat(self.fd)
-        self._set_remainder()
-        self._write_sealed_slot(sealed.slot, sealed.data)
-        os.utime(self.fd, ns=(before.st_atime_ns, before.st_mtime_ns))
-        self.state, self.floor, self.sealed_clean, self.unsynced_bytes = State.CLEAN, self.size, None, 0
-        self.durable_changes = changes
+        with KeptTimes(self.fd):
+            self._pages.set_remainder(self.size)
+            self.slots.write_clean(sealed)
+        self.sealed_clean, self.unsynced_bytes, self.durable_changes = None, 0, changes
         return True
 
     async def cut_to(self, plain_size: int) -> None:
@@ -435,27 +372,20 @@ class OpenFile:
             block, length = divmod(plain_size, BLOCK)
             self._begin_dirty(key)
             if length:
-                pages = await self._fetch(block, 1)
+                pages = await self._pages.fetch(block, 1)
                 try:
-                    plain = key.content.open(block, pages, self.generation + 1)
+                    plain = key.content.open(block, pages, self.slots.generation + 1)
                 except Damaged:
                     plain = None  # its bytes are below the floor: reads of it are EIO, the rest is served
                 if plain is not None and plain.length > length:
-                    self._put(key.content.seal(block, plain.plain[:length], self.generation), block)
+                    self._put(key.content.seal(block, plain.plain[:length], self.slots.generation), block)
             self._remove_holes(block_count(plain_size), 2**63)
-            self.backing.set_size(self.fd, blocks_end(plain_size))
-            self._backing_end = blocks_end(plain_size)
+            self._pages.end_with_blocks_of(plain_size)
             self._changed(0)
 
     def close(self) -> None:
         """Let go of the backing file."""
         os.close(self.fd)
-
-
-def new_header(identity: Identity, key: FileKey) -> bytes:
-    """The header page of an empty file: both slots filled, dirty, with floor 0."""
-    slots = [Slot(number + 1, 0, State.DIRTY, 0) for number in (0, 1)]
-    return identity.to_bytes() + b"".join(key.seal_slot(number, slot) for number, slot in enumerate(slots))
 
 
 def _blocks_of(plain_off: int, length: int) -> tuple[int, int]:

@@ -12,12 +12,13 @@ import trio
 
 from cmkfs.crypto.content import ZERO_PAGE, Buffer, ContentCipher
 from cmkfs.errors import Damaged
-from cmkfs.format.header import Identity, Slot, State, is_unwritten
+from cmkfs.format.header import Identity, Slot, is_unwritten
 from cmkfs.format.layout import BLOCK, PAGE, cipher_off, plain_size_of
 from cmkfs.format.verdict import Verdict, judge
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.inodes import Inode, InodeTable
-from cmkfs.fs.openfile import OpenFile, new_header
+from cmkfs.fs.openfile import OpenFile
+from cmkfs.fs.slots import NEW_FILE, new_header
 from cmkfs.keys.keyring import Keyring, Lease
 from cmkfs.keys.zone import Zone
 
@@ -90,7 +91,9 @@ class FileOpener:
         slots = lease.key.read_slots(page)
         backing_size = os.fstat(fd).st_size
         verdict = judge(slots.slot, backing_size, recovering=self.recovering)
-        file = OpenFile(self._backing, self._keyring, inode, fd, identity, lease, slots, self._on_dirty)
+        file = OpenFile(
+            self._backing, self._keyring, inode, fd, identity, lease, slots, self._on_dirty, backing_size
+        )
         if verdict is Verdict.SCAN:
             await self._end_dirty_file(file, lease.key.content, slots.slot, backing_size)
         elif verdict is Verdict.CUT or self.recovering:
@@ -116,7 +119,6 @@ class FileOpener:
 
     async def _end_dirty_file(self, file: OpenFile, content: ContentCipher, slot: Slot, backing_size: int) -> None:
         size = await self._find_end(file.fd, content, slot, backing_size)
-        file.state, file.floor = State.DIRTY, slot.size
         if self._backing.read_only:
             file.size = size
             return
@@ -160,9 +162,7 @@ class FileOpener:
             for name in os.listxattr(fd):
                 if name.startswith("user.cmkfs."):
                     os.removexattr(fd, name)
-        file = OpenFile(
-            self._backing, self._keyring, inode, fd, identity, lease, lease.key.read_slots(data), self._on_dirty
-        )
+        file = OpenFile(self._backing, self._keyring, inode, fd, identity, lease, NEW_FILE, self._on_dirty, PAGE)
         self._on_dirty(file)
         return file
 
@@ -171,8 +171,7 @@ class FileOpener:
         identity, lease = new
         data = new_header(identity, lease.key)
         self._backing.append(fd, data, 0)
-        slots = lease.key.read_slots(data)
-        file = OpenFile(self._backing, self._keyring, inode, fd, identity, lease, slots, self._on_dirty)
+        file = OpenFile(self._backing, self._keyring, inode, fd, identity, lease, NEW_FILE, self._on_dirty, PAGE)
         inode.file = file
         self._living_ids[identity.file_id] = file
         file.changes += 1
@@ -194,7 +193,7 @@ class FileOpener:
     def release(self, file: OpenFile) -> None:
         """Close a file that nobody has open: it is settled, or it has no name any more."""
         inode = file.inode
-        unsettled = file.state is State.DIRTY and not inode.removed and not self._backing.read_only
+        unsettled = file.slots.dirty and not inode.removed and not self._backing.read_only
         if file.handles or inode.file is not file or unsettled:
             return
         inode.file = None

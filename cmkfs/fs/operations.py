@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import pyfuse3
-import trio
 
 from cmkfs.fs.attributes import Attributes
 from cmkfs.fs.backing import Backing
-from cmkfs.fs.directory import Directories, Directory, plain_names
+from cmkfs.fs.directory import Directories, Directory
 from cmkfs.fs.guard import Bugs, guarded
 from cmkfs.fs.handles import DirHandle, FileHandle, Handles
 from cmkfs.fs.inodes import ROOT_INO, Inode, InodeTable
+from cmkfs.fs.listing import Listing
 from cmkfs.fs.namespace import Namespace
 from cmkfs.fs.opening import FileOpener
 from cmkfs.fs.setattr import Setattr
@@ -31,8 +31,6 @@ from cmkfs.keys.zone import Zone, ZoneState
 from cmkfs.policy import Action
 
 _ANY = (Action.LIST, Action.READ, Action.WRITE, Action.CREATE, Action.DELETE)
-_BIG_DIRECTORY = 65_536
-"""Backing bytes of a directory from which its listing is read in a thread."""
 
 
 def _request(ctx: pyfuse3.RequestContext) -> Request:
@@ -71,6 +69,7 @@ class Operations(pyfuse3.Operations):
         self._setattr = setattr_
         self._symlinks = Symlinks(backing.root_fd)
         self._xattrs = Xattrs(inodes, directories)
+        self._listing = Listing(inodes, directories, attributes)
         self.handles = Handles()
         self.stored_while_settling = 0
         self.refused_bytes = 0
@@ -88,9 +87,9 @@ class Operations(pyfuse3.Operations):
             return inode.file.zone
         if inode.is_dir:
             return self._directories.of(inode).zone
-        if not inode.places:
+        if inode.parent is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        return self._directories.of(inode.places[-1][0]).zone
+        return self._directories.of(inode.parent).zone
 
     def directory_of(self, inode: Inode) -> Directory:
         """The authenticated directory of an inode. Raises Damaged, Locked, …"""
@@ -252,48 +251,10 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         handle = self.handles.directories[fh]
         if start_id == 0:
-            await self._list(handle)
+            await self._listing.read(handle)
         directory = self._directories.of(handle.inode)
         self._keyring.authorize(directory.zone, handle.request, Action.LIST)
-        dir_fd = self._inodes.dir_fd(handle.inode)
-        for number in range(start_id, len(handle.entries)):
-            if not self._reply_entry(handle, dir_fd, number, token):
-                return
-
-    def _reply_entry(self, handle: DirHandle, dir_fd: int, number: int, token: pyfuse3.ReaddirToken) -> bool:
-        """Give one entry of a listing to the kernel; False if its buffer is full."""
-        name, entry = handle.entries[number]
-        if not entry:
-            return pyfuse3.readdir_reply(token, name, self._dot(handle.inode, name), number + 1)
-        try:
-            found = os.stat(entry, dir_fd=dir_fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return True  # removed since the listing was read
-        inode = self._inodes.learn(found, handle.inode, entry)
-        if not pyfuse3.readdir_reply(token, name, self._attributes.fill(inode, found), number + 1):
-            self._inodes.drop_if_unused(inode)
-            return False
-        inode.lookups += 1
-        return True
-
-    def _dot(self, inode: Inode, name: bytes) -> pyfuse3.EntryAttributes:
-        if name == b".." and inode.places:
-            inode = inode.places[-1][0]
-        return self._attributes.of(inode)
-
-    async def _list(self, handle: DirHandle) -> None:
-        """Read the directory anew: what is there all the time is in it exactly once."""
-        directory = self._directories.of(handle.inode)
-        fd = self._inodes.open(handle.inode, os.O_RDONLY)
-        try:
-            if os.fstat(fd).st_size < _BIG_DIRECTORY:
-                listed = os.listdir(fd)
-            else:
-                listed = await trio.to_thread.run_sync(os.listdir, fd)
-            entries = [os.fsencode(name) for name in listed]
-            handle.entries = [(b".", b""), (b"..", b""), *plain_names(directory, fd, entries)]
-        finally:
-            os.close(fd)
+        self._listing.reply(handle, start_id, token)
 
     @guarded
     async def releasedir(self, fh: int) -> None:

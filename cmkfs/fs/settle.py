@@ -107,6 +107,8 @@ class Settler:
 
     async def _sync(self, files: list[OpenFile]) -> None:
         try:
+            for file in files:
+                file.prepare_sync()
             if len(files) <= FEW or not self._backing.kind.syncs_as_a_whole:
                 for file in files:
                     await self._backing.fsync(file.fd)

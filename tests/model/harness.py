@@ -108,7 +108,7 @@ class Harness:
         """As `cmkfs.mount` does it after the last request. Fails if anything stays unsaved or a handler had a bug."""
         result = await self.mounted.close()
         self._let_go()
-        assert result == {"unsaved": [], "error": None}
+        assert result == {"unsaved": [], "error": None}, result
         assert Bugs.count == 0
 
     def kill(self) -> None:

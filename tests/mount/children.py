@@ -4,6 +4,7 @@ A child inherits the descriptors that are open, so "another process writes throu
 lambda. What it returns or raises comes back to the test.
 """
 
+import ctypes
 import os
 import pickle
 import select
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 SECONDS = 60.0
 """How long a child may take before it is killed and the test fails."""
 
+_PR_SET_PDEATHSIG = 1
 _T = TypeVar("_T")
 
 
@@ -45,14 +47,13 @@ class Child:
         gate, self._gate = os.pipe()
         self.pid = os.fork()
         if not self.pid:
-            os.close(self._gate)
-            os.read(gate, 1)
-            _run(task, who, write)
+            _run(task, who, gate, write)
         os.close(write)
         os.close(gate)
 
     def go(self) -> None:
-        """Let it begin."""
+        """Let it begin. A byte and not the end of the pipe, since other children have its end too."""
+        os.write(self._gate, b"!")
         os.close(self._gate)
 
     def result(self) -> Any:
@@ -78,8 +79,10 @@ class Child:
         return value
 
 
-def _run(task: Callable[[], object], who: Who | None, write: int) -> None:
+def _run(task: Callable[[], object], who: Who | None, gate: int, write: int) -> None:
     try:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.read(gate, 1)
         try:
             if who is not None:
                 who.become()

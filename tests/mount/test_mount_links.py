@@ -1,5 +1,6 @@
 """Hard links, symlinks, fifos, sockets and devices."""
 
+import ctypes
 import os
 import socket
 import stat
@@ -9,6 +10,8 @@ import pytest
 from children import ALICE, Child, in_child
 from real_mount import RealMount
 from side_by_side import SideBySide
+
+AT_FDCWD, AT_SYMLINK_FOLLOW = -100, 0x400
 
 
 def test_all_names_of_a_file_are_one_file(both: SideBySide) -> None:
@@ -87,7 +90,10 @@ def test_a_link_to_what_has_no_name_is_refused(both: SideBySide) -> None:
         fd = os.open(place / "file", os.O_RDWR | os.O_CREAT)
         try:
             os.unlink(place / "file")
-            os.link(f"/proc/self/fd/{fd}", place / "again", follow_symlinks=True)
+            source, target = f"/proc/self/fd/{fd}".encode(), os.fsencode(place / "again")
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.linkat(AT_FDCWD, source, AT_FDCWD, target, AT_SYMLINK_FOLLOW):
+                raise OSError(ctypes.get_errno(), "linkat")
         finally:
             os.close(fd)
 

@@ -84,6 +84,11 @@ def _header_rows() -> Iterator[tuple[str, bytes, str | FileSpec, str | None, str
         "wrapped by version 1, says version 2",
         "wrap",
     )
+    yield from _recipient_rows(two)
+
+
+def _recipient_rows(two: FileSpec) -> Iterator[tuple[str, bytes, str | FileSpec, str | None, str]]:
+    """The rows about format, flags and recipients, in the same form."""
     yield "format-0", FILE.identity(form=b"\0\0"), "damaged", "format 0", "header"
     yield "format-2", FILE.identity(form=b"\0\2"), "unknown-format", "format 2", "header"
     yield "flag-lowest", FILE.identity(flags=b"\0\1"), "unknown-format", "an unknown flag", "header"

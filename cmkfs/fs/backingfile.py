@@ -1,0 +1,99 @@
+"""The backing of one open file: its pages, and how long it is (docs/format.md, 8.3 and 8.5)."""
+
+import os
+
+import trio
+
+from cmkfs.crypto.content import Buffer
+from cmkfs.format.layout import PAGE, blocks_end, cipher_off, cipher_size, plain_size_at_least
+from cmkfs.fs.backing import Backing
+from cmkfs.fs.readahead import Readahead
+
+
+class KeptTimes:
+    """`with`: mtime and atime of a backing file stay as they are; the plain file's mtime is the backing's."""
+
+    __slots__ = ("_before", "_fd")
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __enter__(self) -> None:
+        self._before = os.fstat(self._fd)
+
+    def __exit__(self, *_: object) -> None:
+        os.utime(self._fd, ns=(self._before.st_atime_ns, self._before.st_mtime_ns))
+
+
+class BackingFile:
+    """Whole pages in and out. `end` is the backing's length as this mount has left it."""
+
+    __slots__ = ("_backing", "_readahead", "end", "fd")
+
+    def __init__(self, backing: Backing, fd: int, length: int) -> None:
+        self._backing = backing
+        self._readahead = Readahead()
+        self.fd = fd
+        self.end = length
+
+    # -- pages -----------------------------------------------------------------------------------
+
+    def cached(self, first: int, count: int, plain_off: int, length: int) -> Buffer | None:
+        """The pages of `count` blocks if they are in memory; what is read in order is asked for ahead."""
+        ahead = self._readahead.next_window(plain_off, length, cipher_off(first + count))
+        if ahead is not None:
+            self._backing.prefetch(self.fd, *ahead)
+        return self._backing.read(self.fd, count * PAGE, cipher_off(first))
+
+    async def fetch(self, first: int, count: int) -> Buffer:
+        """The pages of `count` blocks, fewer at the end of the file; in a thread if the disk must be waited for."""
+        pages = self._backing.read(self.fd, count * PAGE, cipher_off(first))
+        if pages is not None:
+            return pages
+        return await trio.to_thread.run_sync(
+            self._backing.read_blocking, self.fd, count * PAGE, cipher_off(first)
+        )
+
+    def put(self, sealed: Buffer, first: int, plain_size: int) -> None:
+        """Write sealed blocks from block `first` on. Raises OSError, with nothing left behind `plain_size`'s blocks."""
+        at = cipher_off(first)
+        try:
+            if at < self.end:
+                self._backing.overwrite(self.fd, sealed, at)
+            else:
+                self._backing.append(self.fd, sealed, at)
+        except OSError:
+            # Half a write (disk full): what lies behind the old end would be there after a crash.
+            self.end = os.fstat(self.fd).st_size
+            if self.end > blocks_end(plain_size):
+                self.end_with_blocks_of(plain_size)
+            raise
+        self.end = max(self.end, at + len(sealed))
+
+    def empty(self, header: bytes) -> None:
+        """Nothing but a new header. Raises OSError; then there may be no header at all."""
+        os.ftruncate(self.fd, 0)
+        self.end = 0
+        self._backing.append(self.fd, header, 0)
+        self.end = PAGE
+
+    # -- length ----------------------------------------------------------------------------------
+
+    def end_with_blocks_of(self, plain_size: int) -> None:
+        """Exactly the blocks of `plain_size` bytes, without the hole behind the last."""
+        self._backing.set_size(self.fd, blocks_end(plain_size))
+        self.end = blocks_end(plain_size)
+
+    def set_remainder(self, plain_size: int) -> None:
+        """The settled length, which tells `plain_size` to `stat`. mtime is the caller's to keep."""
+        if self.end != cipher_size(plain_size):
+            os.ftruncate(self.fd, cipher_size(plain_size))
+            self.end = cipher_size(plain_size)
+
+    def says_less_than(self, plain_size: int) -> bool:
+        """True if the length tells fewer plain bytes."""
+        return plain_size_at_least(self.end) < plain_size
+
+    async def fsync(self) -> None:
+        """fsync in a thread. Raises OSError."""
+        await self._backing.fsync(self.fd)

@@ -1,0 +1,67 @@
+"""Listing directories: read whole at each rewind, given out in pieces, so that nothing is missed or told twice.
+
+An entry that is there all the time is in the listing exactly once, whatever else changes meanwhile (readdir(3p)).
+"""
+
+import os
+
+import pyfuse3
+import trio
+
+from cmkfs.fs.attributes import Attributes
+from cmkfs.fs.directory import Directories, plain_names
+from cmkfs.fs.handles import DirHandle
+from cmkfs.fs.inodes import Inode, InodeTable
+
+_BIG_DIRECTORY = 65_536
+"""Backing bytes of a directory from which its listing is read in a thread."""
+
+
+class Listing:
+    """Fills directory handles, and the kernel's buffers from them."""
+
+    def __init__(self, inodes: InodeTable, directories: Directories, attributes: Attributes) -> None:
+        self._inodes = inodes
+        self._directories = directories
+        self._attributes = attributes
+
+    async def read(self, handle: DirHandle) -> None:
+        """Read the directory anew. Raises Locked, Damaged, OSError."""
+        directory = self._directories.of(handle.inode)
+        fd = self._inodes.open(handle.inode, os.O_RDONLY)
+        try:
+            if os.fstat(fd).st_size < _BIG_DIRECTORY:
+                listed = os.listdir(fd)
+            else:
+                listed = await trio.to_thread.run_sync(os.listdir, fd)
+            entries = [os.fsencode(name) for name in listed]
+            handle.entries = [(b".", b""), (b"..", b""), *plain_names(directory, fd, entries)]
+        finally:
+            os.close(fd)
+
+    def reply(self, handle: DirHandle, start: int, token: pyfuse3.ReaddirToken) -> None:
+        """Give the entries from number `start` on to the kernel, as many as its buffer takes."""
+        dir_fd = self._inodes.dir_fd(handle.inode)
+        for number in range(start, len(handle.entries)):
+            if not self._reply_entry(handle, dir_fd, number, token):
+                return
+
+    def _reply_entry(self, handle: DirHandle, dir_fd: int, number: int, token: pyfuse3.ReaddirToken) -> bool:
+        name, entry = handle.entries[number]
+        if not entry:
+            return pyfuse3.readdir_reply(token, name, self._dot(handle.inode, name), number + 1)
+        try:
+            found = os.stat(entry, dir_fd=dir_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return True  # removed since the listing was read
+        inode = self._inodes.learn(found, handle.inode, entry)
+        if not pyfuse3.readdir_reply(token, name, self._attributes.fill(inode, found), number + 1):
+            self._inodes.drop_if_unused(inode)
+            return False
+        inode.lookups += 1
+        return True
+
+    def _dot(self, inode: Inode, name: bytes) -> pyfuse3.EntryAttributes:
+        if name == b".." and inode.places:
+            inode = inode.places[-1][0]
+        return self._attributes.of(inode)

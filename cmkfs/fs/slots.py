@@ -1,0 +1,96 @@
+"""The state slots of one open file: what its header says, and how it goes from clean to dirty and back.
+
+docs/format.md, 8.1 and 8.5. Slots are written alternately, each over the older one, never both at once.
+"""
+
+from dataclasses import dataclass
+
+from cmkfs.crypto.dek import FileKey, ReadSlots
+from cmkfs.format.header import MAX_HOLE_RANGES, SLOT_OFFSETS, Identity, Slot, State
+from cmkfs.format.holes import Holes
+from cmkfs.fs.backing import Backing
+
+_FIRST_SLOTS = (Slot(1, 0, State.DIRTY, 0), Slot(2, 0, State.DIRTY, 0))
+NEW_FILE = ReadSlots(_FIRST_SLOTS[1], 1, intact=True)
+"""What the header of a new file says."""
+
+
+def new_header(identity: Identity, key: FileKey) -> bytes:
+    """The header page of an empty file: both slots filled, dirty, with floor 0."""
+    return identity.to_bytes() + b"".join(key.seal_slot(number, slot) for number, slot in enumerate(_FIRST_SLOTS))
+
+
+@dataclass(frozen=True, slots=True)
+class SealedClean:
+    """A clean slot, sealed while the key was there, good if the file has not changed since `changes`."""
+
+    slot: Slot
+    data: bytes
+    changes: int
+
+
+class Slots:
+    """The newest slot of a file, and the only code that writes the next one."""
+
+    __slots__ = ("_backing", "_fd", "_number", "_sequence", "floor", "generation", "listed", "outdated", "state")
+
+    def __init__(self, backing: Backing, fd: int, found: ReadSlots) -> None:
+        self._backing = backing
+        self._fd = fd
+        self.take(found)
+
+    def take(self, found: ReadSlots) -> None:
+        """Go on from what a header says."""
+        slot = found.slot
+        self.state = slot.state
+        self.floor = slot.size
+        self.generation = slot.generation
+        self.listed: Holes = slot.holes
+        self.outdated = False
+        """True if the slot on the disk lists holes beyond the end of the file."""
+        self._sequence = slot.sequence
+        self._number = found.number
+
+    @property
+    def dirty(self) -> bool:
+        """True while the size is a floor and the blocks say what there is."""
+        return self.state is State.DIRTY
+
+    def go_dirty(self, key: FileKey, floor: int, holes: Holes) -> None:
+        """From clean to dirty, before the first block that changes: one generation on."""
+        self.floor = floor
+        self.generation += 1
+        self.state = State.DIRTY
+        self.write_dirty(key, holes)
+
+    def write_dirty(self, key: FileKey, holes: Holes) -> None:
+        """Say the floor and all holes, filled ones too: what fills them may be lost while unsynced."""
+        listed = self.listed.union(holes).at_most(MAX_HOLE_RANGES)
+        slot = Slot(self._sequence + 1, self.generation, State.DIRTY, self.floor, listed)
+        self._write(slot, key.seal_slot(1 - self._number, slot))
+
+    def cut_list(self, blocks: int) -> None:
+        """The file was cut to `blocks`: holes beyond are not listed any more, or what is lost there would be a hole."""
+        within = self.listed.remove(blocks, 2**63)
+        self.outdated = self.outdated or within != self.listed
+        self.listed = within
+
+    def seal_clean(self, key: FileKey, size: int, holes: Holes, changes: int) -> SealedClean:
+        """The clean slot for the file as it is now; `write_clean` writes it, perhaps when the key is gone."""
+        slot = Slot(self._sequence + 1, self.generation, State.CLEAN, size, holes.at_most(MAX_HOLE_RANGES))
+        return SealedClean(slot, key.seal_slot(1 - self._number, slot), changes)
+
+    def follows(self, sealed: SealedClean) -> bool:
+        """True if no slot was written since this one was sealed."""
+        return sealed.slot.sequence == self._sequence + 1
+
+    def write_clean(self, sealed: SealedClean) -> None:
+        """From dirty to clean, once everything else is durable. The slot itself is not synced: that loses nothing."""
+        self._write(sealed.slot, sealed.data)
+        self.state, self.floor = State.CLEAN, sealed.slot.size
+
+    def _write(self, slot: Slot, data: bytes) -> None:
+        number = 1 - self._number
+        self._backing.overwrite(self._fd, data, SLOT_OFFSETS[number])
+        self._number, self._sequence, self.listed = number, slot.sequence, slot.holes
+        self.outdated = False
