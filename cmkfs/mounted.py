@@ -17,6 +17,7 @@ from cmkfs.fs.attributes import Attributes
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.directory import Directories
 from cmkfs.fs.fusedev import FuseDevice
+from cmkfs.fs.guard import Bugs, Requests
 from cmkfs.fs.inodes import Inode, InodeTable
 from cmkfs.fs.lockdown import Lockdown
 from cmkfs.fs.namespace import Namespace
@@ -295,7 +296,8 @@ class Mounted:
             "dirty_files": len(dirty),
             "dirty_bytes": sum(file.unsynced_bytes for file in dirty),
             "backing_syncs": self._backing.fsyncs,
-            "bugs": self.operations.bugs,
+            "requests": Requests.count,
+            "bugs": Bugs.count,
             "token": token,
             "recovered": None if self.recovered is None else self.recovered.facts(),
             "stable_pages": "device" if self._backing.kind.waits_by_itself else "waited",

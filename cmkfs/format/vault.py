@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import struct
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -20,6 +21,7 @@ ID_SIZE = 16
 NO_DIRECTORY = bytes(ID_SIZE)
 """Stands for the parent of the vault's root."""
 
+_VAULT_ID = re.compile(rf"[0-9a-f]{{{2 * ID_SIZE}}}")
 _SESSION = struct.Struct(">QB7x16sQ")
 _ZONE_HEAD = struct.Struct(">4s16s32s")
 _ZONE_BODY = struct.Struct(">I16s16s")
@@ -48,7 +50,7 @@ class VaultFile:
         """Parse `cmkfs.vault`. Raises NotAVault, UnknownFormat (naming what is unknown), Damaged."""
         try:
             fields = json.loads(raw)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise NotAVault("cmkfs.vault is not a vault description") from error
         if not isinstance(fields, dict) or fields.get("cmkfs") != "vault":
             raise NotAVault("cmkfs.vault is not a vault description")
@@ -57,14 +59,14 @@ class VaultFile:
             raise Damaged("cmkfs.vault has no format or no features")
         if number > FORMAT:
             raise UnknownFormat(f"the vault has format {number}; this version reads up to {FORMAT}")
-        unknown = sorted(str(feature) for feature in features if feature not in KNOWN_FEATURES)
+        unknown = sorted(str(feature) for feature in features if str(feature) not in KNOWN_FEATURES)
         unknown += sorted(set(fields) - {"cmkfs", "format", "vault_id", "block_size", "features"})
         if unknown:
             raise UnknownFormat(f"the vault uses features that this version does not know: {', '.join(unknown)}")
         if number != FORMAT or fields.get("block_size") != PAGE:
             raise UnknownFormat("the vault has a block size or format that this version does not know")
         vault_id = fields.get("vault_id")
-        if not isinstance(vault_id, str) or len(vault_id) != 2 * ID_SIZE:
+        if not isinstance(vault_id, str) or not _VAULT_ID.fullmatch(vault_id):
             raise Damaged("cmkfs.vault has no vault id")
         return cls(raw, vault_id)
 
@@ -96,7 +98,10 @@ class Session:
         sequence, state, session_id, since = _SESSION.unpack_from(body)
         if state not in (SessionState.CLOSED, SessionState.OPEN):
             raise Damaged("the session record has a state out of range")
-        return cls(sequence, SessionState(state), session_id, since)
+        session = cls(sequence, SessionState(state), session_id, since)
+        if session.body() != body[:SESSION_BODY]:
+            raise Damaged("the session record has bytes where there should be zeros")
+        return session
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,14 +52,16 @@ class BackingKind:
     syncs_as_a_whole: bool
 
 
-def backing_kind(path: Path) -> BackingKind:
-    """Look up the filesystem type of `path` in /proc/self/mountinfo (proc_pid_mountinfo(5))."""
-    device = os.stat(path).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
+def backing_kind(fd: int) -> BackingKind:
+    """Look up the filesystem type behind `fd` (proc_pid_fdinfo(5), proc_pid_mountinfo(5)).
+
+    By mount, not by device number: btrfs tells stat(2) another one than mountinfo.
+    """
+    mount_id = _field(Path(f"/proc/self/fdinfo/{fd}").read_text(), "mnt_id:")
     fstype = ""
     for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
         left, _, right = line.partition(" - ")
-        if left.split()[2] == wanted:
+        if left.split()[0] == mount_id:
             fstype = right.split()[0]
     return BackingKind(
         fstype=fstype or "unknown",
@@ -70,14 +72,18 @@ def backing_kind(path: Path) -> BackingKind:
     )
 
 
+def _field(text: str, name: str) -> str:
+    return next((line.split()[1] for line in text.splitlines() if line.startswith(name)), "")
+
+
 class Backing:
     """The vault directory while it is mounted: one descriptor for its root, kept for the life of the mount."""
 
     def __init__(self, vault: Path, *, read_only: bool) -> None:
         """Raises UsageError for a backing whose blocks are smaller than a page (P3 could not hold)."""
         self.read_only = read_only
-        self.kind = backing_kind(vault)
         self.root_fd = os.open(vault, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.kind = backing_kind(self.root_fd)
         self.device = os.fstat(self.root_fd).st_dev
         self.fsyncs = 0
         self.failed: OSError | None = None

@@ -25,11 +25,18 @@ class Bugs:
     count = 0
 
 
+class Requests:
+    """How many requests came from the kernel: what it answers from its caches costs none."""
+
+    count = 0
+
+
 def guarded(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
     """Make a handler raise `FUSEError` only."""
 
     @functools.wraps(handler)
     async def edge(*args: P.args, **kwargs: P.kwargs) -> R:
+        Requests.count += 1
         try:
             return await handler(*args, **kwargs)
         except pyfuse3.FUSEError:

@@ -183,7 +183,8 @@ class InodeTable:
         if inode.pin >= 0:
             return os.open(f"/proc/self/fd/{inode.pin}", flags & ~os.O_NOFOLLOW)
         parent, name = self._place(inode)
-        fd = os.open(name, flags, dir_fd=self.dir_fd(parent))
+        # A fifo put in the place of a file must not hold up the event loop before it is recognised.
+        fd = os.open(name, flags | os.O_NONBLOCK, dir_fd=self.dir_fd(parent))
         try:
             self._check_same(inode, os.fstat(fd))
         except OSError:

@@ -380,6 +380,7 @@ class OpenFile:
                 if plain is not None and plain.length > length:
                     self._put(key.content.seal(block, plain.plain[:length], self.slots.generation), block)
             self._remove_holes(block_count(plain_size), 2**63)
+            self.slots.cut_list(block_count(plain_size))
             self._pages.end_with_blocks_of(plain_size)
             self._changed(0)
 

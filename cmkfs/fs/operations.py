@@ -16,7 +16,7 @@ import pyfuse3
 from cmkfs.fs.attributes import Attributes
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.directory import Directories, Directory
-from cmkfs.fs.guard import Bugs, guarded
+from cmkfs.fs.guard import guarded
 from cmkfs.fs.handles import DirHandle, FileHandle, Handles
 from cmkfs.fs.inodes import ROOT_INO, Inode, InodeTable
 from cmkfs.fs.listing import Listing
@@ -73,11 +73,6 @@ class Operations(pyfuse3.Operations):
         self.handles = Handles()
         self.stored_while_settling = 0
         self.refused_bytes = 0
-
-    @property
-    def bugs(self) -> int:
-        """How many handlers ended in an exception that nobody expected."""
-        return Bugs.count
 
     # -- who and where ---------------------------------------------------------------------------
 

@@ -8,9 +8,10 @@ import os
 import stat
 from dataclasses import dataclass, field
 
-from cmkfs.errors import CmkfsError, Damaged
+from cmkfs.crypto.xaes import NONCE_SIZE
+from cmkfs.errors import CmkfsError, Damaged, KeyUnavailable
 from cmkfs.format.header import Slot, State, is_unwritten, peek_slot
-from cmkfs.format.layout import PAGE, plain_size_of
+from cmkfs.format.layout import BLOCK, PAGE, cipher_off, plain_size_of
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.directory import (
     GONE_PREFIX,
@@ -66,7 +67,11 @@ class Recovery:
         self.found_sizes: dict[int, int] = {}
 
     async def run(self, unsettled_since: int) -> Report:
-        """Settle every file whose ctime (ns) is not older than `unsettled_since`. Raises OSError."""
+        """Settle every file whose ctime (ns) is not older than `unsettled_since`.
+
+        What cannot be read is reported and left alone. Raises OSError if nothing can be made durable, and
+        KeyUnavailable if the token goes away: what it left unsettled would look like tampering later.
+        """
         self._opener.recovering = True
         try:
             await self._walk(unsettled_since)
@@ -85,28 +90,40 @@ class Recovery:
             directory = waiting.pop()
             try:
                 waiting += await self._directory(directory, unsettled_since)
+            except KeyUnavailable:
+                raise
             except (CmkfsError, OSError) as error:
-                self._unreadable(directory, str(error))
+                self._unreadable(directory.places[-1][1] if directory.places else b".", error)
 
     async def _directory(self, parent: Inode, unsettled_since: int) -> list[Inode]:
-        zone_directory = self._directories.of(parent)
+        self._directories.of(parent)
         fd = self._inodes.open(parent, os.O_RDONLY)
         try:
             entries = [os.fsencode(name) for name in os.listdir(fd)]
             self._sweep(fd, set(entries))
-            below = []
+            below: list[Inode] = []
             for entry in entries:
                 if entry.startswith(OWN_PREFIX):
                     continue
-                found = os.stat(entry, dir_fd=fd, follow_symlinks=False)
-                if stat.S_ISREG(found.st_mode) and found.st_ctime_ns >= unsettled_since:
-                    await self._file(parent, entry, found)
-                elif stat.S_ISDIR(found.st_mode):
-                    plain_name(zone_directory, fd, entry)
-                    below.append(self._inodes.learn(found, parent, entry))
+                try:
+                    below += await self._entry(parent, fd, entry, unsettled_since)
+                except KeyUnavailable:
+                    raise
+                except (CmkfsError, OSError) as error:
+                    self._unreadable(entry, error)
             return below
         finally:
             os.close(fd)
+
+    async def _entry(self, parent: Inode, fd: int, entry: bytes, unsettled_since: int) -> list[Inode]:
+        """Settle a file; gives a directory to go on with. Raises Damaged for one entry, which hides no other."""
+        found = os.stat(entry, dir_fd=fd, follow_symlinks=False)
+        if stat.S_ISREG(found.st_mode) and found.st_ctime_ns >= unsettled_since:
+            await self._file(parent, entry, found)
+        elif stat.S_ISDIR(found.st_mode):
+            plain_name(self._directories.of(parent), fd, entry)
+            return [self._inodes.learn(found, parent, entry)]
+        return []
 
     async def _file(self, parent: Inode, entry: bytes, found: os.stat_result) -> None:
         self.report.files_seen += 1
@@ -114,29 +131,26 @@ class Recovery:
         if inode.ino in self.found_sizes or inode.file is not None:
             return  # another link of a file that was looked at
         try:
-            if self._looks_settled(inode, found):
-                self._inodes.drop_if_unused(inode)
-                return
-            await self._settle_file(inode, found)
-        except (CmkfsError, OSError) as error:
-            self._unreadable(inode, str(error))
+            if not self._looks_settled(inode, found):
+                await self._settle_file(inode, found)
+        finally:
+            self._inodes.drop_if_unused(inode)
 
     def _looks_settled(self, inode: Inode, found: os.stat_result) -> bool:
-        """True for a clean slot that agrees with the length, not authenticated: opening it decides for good.
+        """True for a clean slot that agrees with length and last block, not authenticated: opening decides for good.
 
-        A last block longer than the size needs nothing: what lies beyond the size is never given out.
+        A last block that is longer holds what was lost with its dirty slot: after one more crash it would be back.
         """
         fd = self._inodes.open(inode, os.O_RDONLY)
         try:
             page = os.pread(fd, PAGE, 0)
+            slot: Slot | None = None if is_unwritten(page) else peek_slot(page)
+            if slot is None or slot.state is not State.CLEAN or plain_size_of(found.st_size) != slot.size:
+                return False
+            block, length = divmod(slot.size, BLOCK)
+            return not length or int.from_bytes(os.pread(fd, 2, cipher_off(block) + NONCE_SIZE)) <= length
         finally:
             os.close(fd)
-        if is_unwritten(page):
-            return False
-        slot: Slot | None = peek_slot(page)
-        if slot is None or slot.state is not State.CLEAN:
-            return False
-        return plain_size_of(found.st_size) == slot.size
 
     async def _settle_file(self, inode: Inode, found: os.stat_result) -> None:
         empty = found.st_size < PAGE
@@ -166,7 +180,11 @@ class Recovery:
             orphan = entry.startswith(SIDECAR_PREFIX) and LONG_PREFIX + entry[len(SIDECAR_PREFIX) :] not in entries
             if not orphan and not entry.startswith((TEMPORARY_PREFIX, GONE_PREFIX)):
                 continue
-            self._remove(fd, entry)
+            try:
+                self._remove(fd, entry)
+            except (Damaged, OSError) as error:
+                self._unreadable(entry, error)
+                continue
             self.report.leftovers_removed += 1
 
     def _remove(self, fd: int, entry: bytes) -> None:
@@ -185,9 +203,7 @@ class Recovery:
             os.close(inside)
         os.rmdir(entry, dir_fd=fd)
 
-    def _unreadable(self, inode: Inode, why: str) -> None:
-        name = os.fsdecode(inode.places[-1][1]) if inode.places else "."
+    def _unreadable(self, entry: bytes, why: Exception) -> None:
+        name = os.fsdecode(entry)
         log.warning("not settled: %s: %s", name, why)
         self.report.unreadable.append(f"{name}: {why}")
-        if inode.file is None:
-            self._inodes.drop_if_unused(inode)

@@ -31,13 +31,14 @@ class Setattr:
         """Set all that `fields` names. Raises OSError, Damaged, Locked, …"""
         if fields.update_size:
             await self._resize(inode, zone, attr.st_size, request)
-        if fields.update_mode or fields.update_uid or fields.update_gid or fields.update_atime or fields.update_mtime:
+        if not fields.update_size or _more_than_size(fields):
             inode.may_be_setid = True
             with self._inodes.reach(inode) as path:
                 self._change(path, attr, fields)
 
     def _change(self, path: str, attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> None:
-        if fields.update_uid or fields.update_gid:
+        if fields.update_uid or fields.update_gid or not _more_than_size(fields):
+            # Nothing named is chown(path, -1, -1), which takes setuid and setgid away like every chown.
             os.chown(path, attr.st_uid if fields.update_uid else -1, attr.st_gid if fields.update_gid else -1)
         if fields.update_mode:
             os.chmod(path, stat.S_IMODE(attr.st_mode))
@@ -78,6 +79,16 @@ class Setattr:
         if kept != mode:
             os.fchmod(file.fd, stat.S_IMODE(kept))
             await trio.to_thread.run_sync(lambda: pyfuse3.invalidate_inode(file.inode.ino, attr_only=True))
+
+
+def _more_than_size(fields: pyfuse3.SetattrFields) -> bool:
+    return bool(
+        fields.update_mode
+        or fields.update_uid
+        or fields.update_gid
+        or fields.update_atime
+        or fields.update_mtime
+    )
 
 
 def _in_group(request: Request, gid: int) -> bool:

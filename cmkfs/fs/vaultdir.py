@@ -23,6 +23,7 @@ ZONES_FILE = "cmkfs.zones"
 OWNER_FILE = "cmkfs.owner"
 ZONE_RECORD = "cmkfs.zone"
 _LARGEST_VAULT_FILE = 65_536
+_LARGEST_RECORD = 16 * 1024 * 1024
 
 
 def read_vault_file(vault: Path) -> VaultFile:
@@ -100,7 +101,10 @@ class VaultDir:
         except OSError as error:
             raise Damaged(f"the vault has no {name}") from error
         with open(fd, "rb") as file:
-            return file.read()
+            data = file.read(_LARGEST_RECORD + 1)
+        if len(data) > _LARGEST_RECORD:
+            raise Damaged(f"{name} is too long")
+        return data
 
 
 def first_session() -> tuple[Session, Session]:

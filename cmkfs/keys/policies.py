@@ -48,7 +48,9 @@ class Policies:
         return self._policies.get(cmk_id)
 
     def allows(self, cmk_id: CmkId, request: Request, action: Action) -> bool:
-        """True if the policy of the CMK allows `request` this action."""
+        """True if the policy of the CMK allows `request` this action. Before the first policy was read, nobody may."""
+        if not self.knows(cmk_id):
+            return False
         # Supplementary groups belong to the process: what depends on them is not remembered by user.
         policy = self._policies[cmk_id]
         if policy is not None and policy.needs_groups(action, request.uid, request.gid):

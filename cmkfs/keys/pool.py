@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import trio
 
 from cmkfs.crypto.dek import FileKey
-from cmkfs.errors import KeyUnavailable
+from cmkfs.errors import CmkfsError
 from cmkfs.format.header import Identity
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class DekPool:
             try:
                 while len(self._ready) < self._size:
                     self._ready.extend(await self._prepare(min(self._batch, self._size - len(self._ready))))
-            except KeyUnavailable as error:
+            except CmkfsError as error:
                 log.info("DEKs are not wrapped ahead: %s", error)
 
 

@@ -28,7 +28,14 @@ class SideBySide:
 
     def same_trees(self, *, times: bool = False) -> None:
         """Both hold the same names, attributes and content; the same mtimes too if `times`."""
-        plain, mounted = (tree(top, times=times) for top in (self.plain, self.mounted))
+        self._same_trees(self.plain, self.mounted, times)
+
+    def same_trees_below(self, name: str, *, times: bool = False) -> None:
+        """The same for the directory `name` in both."""
+        self._same_trees(self.plain / name, self.mounted / name, times)
+
+    def _same_trees(self, plain_top: Path, mounted_top: Path, times: bool) -> None:
+        plain, mounted = (tree(top, times=times) for top in (plain_top, mounted_top))
         assert sorted(mounted) == sorted(plain)
         for name, known in plain.items():
             assert mounted[name] == known, name

@@ -11,6 +11,7 @@ from children import ALICE, BOB, Who
 from real_mount import RealMount
 from side_by_side import SideBySide
 
+CLOCK_REALTIME_COARSE = 5  # linux/time.h
 NODES = ["file", "directory", "fifo"]
 TIMES = [0, 1, 999_999_999, 1_000_000_001, 1_700_000_000_123_456_789, 2**32 * 10**9 + 7, -1, -1_500_000_000]
 
@@ -127,9 +128,6 @@ def test_what_a_change_does_to_times(both: SideBySide) -> None:
     def write_nothing(path: Path) -> None:
         os.close(os.open(path, os.O_WRONLY))
 
-    def map_nothing(path: Path) -> None:
-        os.truncate(path, path.stat().st_size)
-
     operations: dict[str, Callable[[Path], object]] = {
         "write": lambda top: write(top / "file"),
         "open": lambda top: write_nothing(top / "file"),
@@ -138,7 +136,8 @@ def test_what_a_change_does_to_times(both: SideBySide) -> None:
         "extend": lambda top: os.truncate(top / "file", 9000),
         "empty": lambda top: os.truncate(top / "file", 0),
         "empty by open": lambda top: os.close(os.open(top / "file", os.O_WRONLY | os.O_TRUNC)),
-        "same size": lambda top: map_nothing(top / "file"),
+        # Not here: truncate to the size that it has. The kernel keeps mtime itself (writeback cache) and moves
+        # it only when the size changes; it asks nobody.
         "chmod": lambda top: os.chmod(top / "file", 0o600),
         "link": lambda top: os.link(top / "file", top / "link"),
         "rename": lambda top: os.rename(top / "file", top / "moved"),
@@ -172,8 +171,8 @@ def test_what_a_change_does_to_times(both: SideBySide) -> None:
 
 def _wait_for_the_clock(top: Path) -> None:
     """Until the coarse clock that stamps files has moved (some ms)."""
-    start = time.clock_gettime_ns(time.CLOCK_REALTIME_COARSE)
-    while time.clock_gettime_ns(time.CLOCK_REALTIME_COARSE) == start:
+    start = time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
+    while time.clock_gettime_ns(CLOCK_REALTIME_COARSE) == start:
         os.stat(top)
 
 
@@ -198,7 +197,7 @@ def test_everything_survives_a_remount(own_mount: RealMount) -> None:
             found = os.lstat(top / name)
             seen[name] = (
                 *(found.st_ino, oct(found.st_mode), found.st_uid, found.st_gid, found.st_size, found.st_nlink),
-                *(found.st_mtime_ns if name != "." else 0, found.st_atime_ns if name != "." else 0),
+                *(found.st_mtime_ns if name != "." else 0, found.st_atime_ns if name not in (".", "link") else 0),
             )
         return seen
 

@@ -85,7 +85,7 @@ def test_errors_are_those_of_the_plain_filesystem(both: SideBySide) -> None:
     outcomes = {what: both.same(operation) for what, operation in operations.items()}
     assert outcomes["get missing"] == outcomes["remove missing"] == outcomes["replace missing"] == "ENODATA"
     assert (outcomes["create existing"], outcomes["short buffer"]) == ("EEXIST", "ERANGE")
-    assert outcomes["unknown namespace"] == "EOPNOTSUPP"
+    assert outcomes["unknown namespace"] == "ENOTSUP"  # the same number as EOPNOTSUPP
     both.same_trees()
 
 
@@ -173,11 +173,13 @@ def test_attributes_of_an_open_file_that_others_change(work: Path) -> None:
         os.close(fd)
 
 
-def test_without_attributes_where_asked_for(site: object, new_mount: Callable[..., RealMount]) -> None:
+def test_without_attributes_where_asked_for(new_mount: Callable[..., RealMount]) -> None:
     mounted = new_mount("noxattr")
     (mounted.path / "file").touch()
     for _ in range(2):
         with pytest.raises(OSError) as refused:
             os.setxattr(mounted.path / "file", "user.x", b"1")
         assert refused.value.errno == errno.EOPNOTSUPP
-        assert os.listxattr(mounted.path / "file") == []
+        with pytest.raises(OSError) as refused:
+            os.listxattr(mounted.path / "file")
+        assert refused.value.errno == errno.EOPNOTSUPP

@@ -1,0 +1,309 @@
+"""Lock, disable and outage on real mounts: tried through every door that was open before, and back to work after."""
+
+import contextlib
+import errno
+import mmap
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import NewMount
+from real_mount import OWN_CMK, RealMount
+
+SIZE = 60_000
+LOCKED = "lockdown: (un)?locked"
+TOKEN_TROUBLE = "the token does not answer|lockdown: "
+
+
+@dataclass
+class Doors:
+    """Everything that was opened, mapped or entered while the mount served."""
+
+    top: Path
+    file: int
+    written: int
+    directory: int
+    mapping: mmap.mmap
+
+    def attempts(self) -> dict[str, Callable[[], object]]:
+        """Each way in, by name."""
+        return {
+            "pread": lambda: os.pread(self.file, 10, 0),
+            "pwrite": lambda: os.pwrite(self.written, b"x" * 4096, 0),
+            "fstat": lambda: os.fstat(self.file),
+            "fsync": lambda: os.fsync(self.written),
+            "fgetxattr": lambda: os.getxattr(self.file, "user.note"),
+            "list by descriptor": lambda: os.listdir(self.directory),
+            "list by path": lambda: os.listdir(self.top),
+            "stat by path": lambda: os.stat(self.top / "dir" / "file"),
+            "stat by directory descriptor": lambda: os.stat("file", dir_fd=self.directory),
+            "open by path": lambda: os.close(os.open(self.top / "dir" / "file", os.O_RDONLY)),
+            "open by directory descriptor": lambda: os.close(
+                os.open("file", os.O_RDONLY, dir_fd=self.directory)
+            ),
+            "create": lambda: os.close(os.open(self.top / "new", os.O_CREAT | os.O_WRONLY)),
+            "mkdir": lambda: os.mkdir(self.top / "new directory"),
+            "rename": lambda: os.rename(self.top / "dir", self.top / "moved"),
+            "unlink": lambda: os.unlink(self.top / "dir" / "file"),
+            "truncate": lambda: os.truncate(self.top / "dir" / "file", 3),
+            "readlink": lambda: os.readlink(self.top / "link"),
+        }
+
+    def refusals(self) -> dict[str, str]:
+        """What each way in answers: the name of an errno, or `ok`."""
+        return {name: _outcome(attempt) for name, attempt in self.attempts().items()}
+
+    def mapping_is_readable(self) -> bool:
+        """Read the mapping in a child, which SIGBUS may kill."""
+        pid = os.fork()
+        if not pid:
+            with contextlib.suppress(BaseException):
+                os._exit(0 if self.mapping[SIZE // 2] == ord("s") else 1)
+            os._exit(2)
+        _, status = os.waitpid(pid, 0)
+        if os.WIFSIGNALED(status):
+            assert os.WTERMSIG(status) == signal.SIGBUS
+            return False
+        assert os.WEXITSTATUS(status) == 0
+        return True
+
+
+def _outcome(attempt: Callable[[], object]) -> str:
+    try:
+        attempt()
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return "ok"
+
+
+@contextlib.contextmanager
+def opened(top: Path) -> Iterator[Doors]:
+    """A file that is open, mapped and cached, one with dirty pages, and an open directory."""
+    (top / "dir").mkdir(exist_ok=True)
+    (top / "dir" / "file").write_bytes(b"s" * SIZE)
+    os.setxattr(top / "dir" / "file", "user.note", b"n")
+    (top / "link").symlink_to("dir/file")
+    file = os.open(top / "dir" / "file", os.O_RDONLY)
+    written = os.open(top / "written", os.O_RDWR | os.O_CREAT)
+    directory = os.open(top / "dir", os.O_RDONLY)
+    mapping = mmap.mmap(file, SIZE, prot=mmap.PROT_READ)
+    try:
+        assert mapping[0] == ord("s")
+        yield Doors(top, file, written, directory, mapping)
+    finally:
+        mapping.close()
+        for fd in (file, written, directory):
+            os.close(fd)
+
+
+def everything_is_refused(doors: Doors) -> None:
+    """No way in is left but stat and statfs of the mount point."""
+    assert set(doors.refusals().values()) == {"ENOKEY"}
+    assert not doors.mapping_is_readable()
+    os.stat(doors.top)
+    os.statvfs(doors.top)
+
+
+def everything_works(doors: Doors) -> None:
+    """The descriptors and the mapping of before serve again."""
+    assert os.pread(doors.file, SIZE, 0) == b"s" * SIZE
+    assert doors.mapping_is_readable()
+    assert os.listdir(doors.directory) == ["file"]
+    os.fsync(doors.written)
+    assert (doors.top / "dir" / "file").read_bytes() == b"s" * SIZE
+
+
+@pytest.fixture
+def served(new_mount: NewMount) -> RealMount:
+    mounted = new_mount(cmk=OWN_CMK)
+    mounted.expected_log = [LOCKED]
+    return mounted
+
+
+def test_lock_closes_every_door_and_unlock_opens_them(served: RealMount) -> None:
+    with opened(served.path) as doors:
+        served.site.cmkfs("lock", str(served.path))
+        everything_is_refused(doors)
+        served.site.cmkfs("status", str(served.path), codes=[4])
+        served.site.cmkfs("unlock", str(served.path))
+        everything_works(doors)
+
+
+def test_cwd_is_a_door_too(served: RealMount) -> None:
+    with opened(served.path) as doors:
+        before = os.getcwd()
+        os.chdir(served.path / "dir")
+        try:
+            served.ask("lock")
+            assert _outcome(lambda: os.listdir(".")) == "ENOKEY"
+            assert _outcome(lambda: os.stat("file")) == "ENOKEY"
+            served.ask("unlock")
+            assert os.listdir(".") == ["file"]
+        finally:
+            os.chdir(before)
+        everything_works(doors)
+
+
+def test_disabled_from_another_process_shuts_within_the_bound(served: RealMount) -> None:
+    with opened(served.path) as doors:
+        served.site.cmkfs("cmk", "disable", OWN_CMK)
+        try:
+            everything_is_refused(doors)
+            served.site.cmkfs("unlock", str(served.path), codes=[4])
+            everything_is_refused(doors)
+        finally:
+            served.site.cmkfs("cmk", "enable", OWN_CMK)
+        everything_works(doors)
+
+
+def test_disabled_behind_the_mounts_back_shuts_within_the_bound(served: RealMount) -> None:
+    """Nobody tells the mount: its own watch must see what the token says. (Another host, say.)"""
+    with opened(served.path) as doors:
+        registry = served.site.home.mounts_dir
+        aside = registry.with_name("aside")
+        registry.rename(aside)  # so that the command finds no mount to tell
+        try:
+            served.site.cmkfs("cmk", "disable", OWN_CMK)
+            disabled = time.monotonic()
+            while _outcome(lambda: os.pread(doors.file, 10, 0)) == "ok":
+                assert time.monotonic() - disabled < 1.5, "still readable after the revocation bound"
+            everything_is_refused(doors)
+            served.site.cmkfs("cmk", "enable", OWN_CMK)
+            enabled = time.monotonic()
+            while _outcome(lambda: os.pread(doors.file, 10, 0)) != "ok":
+                assert time.monotonic() - enabled < 10
+        finally:
+            for entry in registry.glob("*") if registry.exists() else ():
+                entry.unlink()
+            if registry.exists():
+                registry.rmdir()
+            aside.rename(registry)
+            served.site.cmkfs("cmk", "enable", OWN_CMK)
+        everything_works(doors)
+
+
+def test_lock_stores_dirty_pages_and_now_drops_them(served: RealMount) -> None:
+    with opened(served.path) as doors:
+        os.pwrite(doors.written, b"kept" * 100_000, 0)
+        report = served.ask("lock")
+        assert report["dropped_bytes"] == 0
+        served.ask("unlock")
+        assert os.pread(doors.written, 400_000, 0) == b"kept" * 100_000
+        os.fsync(doors.written)
+        os.pwrite(doors.written, b"lost" * 100_000, 0)
+        report = served.ask("lock", now=True)
+        served.ask("unlock")
+        # What was dropped is told to the program that wrote it, once, at its next fsync or close.
+        assert (_outcome(lambda: os.fsync(doors.written)) != "ok") == (report["dropped_bytes"] > 0)
+        content = os.pread(doors.written, 400_000, 0)
+        lost = sum(content[at : at + 4096] == (b"kept" * 1024) for at in range(0, 400_000, 4096))
+        assert report["dropped_bytes"] >= lost * 4096
+
+
+def test_whole_pages_written_after_an_unlock_survive_the_next_lock(served: RealMount) -> None:
+    """They reach the daemon only at the second lock; by then it must have the file's key again."""
+    with opened(served.path) as doors:
+        os.ftruncate(doors.written, 8192)
+        served.ask("lock")
+        served.ask("unlock")
+        os.pwrite(doors.written, b"w" * 8192, 0)
+        served.ask("lock")
+        served.ask("unlock")
+        assert os.pread(doors.written, 8192, 0) == b"w" * 8192
+
+
+def test_caches_work_after_an_unlock_as_before(served: RealMount) -> None:
+    with opened(served.path) as doors:
+        served.ask("lock")
+        served.ask("unlock")
+        for _ in range(2):
+            os.pread(doors.file, SIZE, 0)
+            os.stat(served.path / "dir" / "file")
+        before = served.ask("status")["requests"]
+        for _ in range(100):
+            assert os.pread(doors.file, SIZE, 0) == b"s" * SIZE
+            os.stat(served.path / "dir" / "file")
+        assert served.ask("status")["requests"] == before
+
+
+def test_lock_and_unlock_say_what_was_so_already(served: RealMount) -> None:
+    assert served.ask("lock")["was_locked"] is False
+    assert served.ask("lock")["was_locked"] is True
+    assert served.ask("unlock")["was_unlocked"] is False
+    assert served.ask("unlock")["was_unlocked"] is True
+
+
+def test_lock_names_who_had_what_open(served: RealMount) -> None:
+    with opened(served.path):
+        found = served.ask("lock")["open"]
+        assert {"uid": 0, "pid": os.getpid(), "path": "dir/file"} in found
+        served.ask("unlock")
+
+
+def test_lock_under_load_is_complete_and_loses_no_acknowledged_write(served: RealMount) -> None:
+    """Writers and readers at work: each fsynced record is there afterwards, and no read succeeds after the lock."""
+    paths = [served.path / f"log{number}" for number in range(4)]
+    synced: dict[Path, int] = dict.fromkeys(paths, 0)
+    last_success: list[float] = []
+
+    def work(path: Path) -> None:
+        with contextlib.suppress(OSError), open(path, "ab", buffering=0) as log:
+            for number in range(1_000_000):
+                log.write(number.to_bytes(8, "big") * 64)
+                os.fsync(log.fileno())
+                synced[path] = number + 1
+                with open(path, "rb") as reader:
+                    reader.read(512)
+                last_success.append(time.monotonic())
+
+    workers = [threading.Thread(target=work, args=(path,)) for path in paths]
+    for worker in workers:
+        worker.start()
+    while not all(synced.values()):
+        assert any(worker.is_alive() for worker in workers)
+    served.ask("lock")
+    locked = time.monotonic()
+    for worker in workers:
+        worker.join(10)
+    assert not any(worker.is_alive() for worker in workers)
+    assert max(last_success) <= locked
+    served.ask("unlock")
+    for path, count in synced.items():
+        content = path.read_bytes()
+        assert content[: count * 512] == b"".join(number.to_bytes(8, "big") * 64 for number in range(count))
+
+
+def test_unmounted_while_locked_and_mounted_again(served: RealMount) -> None:
+    (served.path / "file").write_bytes(b"stored before")
+    served.ask("lock")
+    served.again()
+    assert (served.path / "file").read_bytes() == b"stored before"
+    assert served.ask("status")["recovered"] is None
+
+
+def test_outage_goes_on_then_locks_then_comes_back(new_mount: NewMount) -> None:
+    mounted = new_mount("outage_grace=3", cmk=OWN_CMK)
+    mounted.expected_log = [TOKEN_TROUBLE]
+    tokens = mounted.site.home.token_dir / "tokens"
+    with opened(mounted.path) as doors:
+        tokens.rename(tokens.with_name("away"))
+        try:
+            while mounted.ask("status")["token"]["healthy"]:
+                assert os.pread(doors.file, 4, 0) == b"ssss"
+            assert os.pread(doors.file, 4, 0) == b"ssss"
+            gone = time.monotonic()
+            while _outcome(lambda: os.pread(doors.file, 4, 0)) == "ok":
+                assert time.monotonic() - gone < 10
+            assert time.monotonic() - gone > 1
+            everything_is_refused(doors)
+        finally:
+            tokens.with_name("away").rename(tokens)
+        back = time.monotonic()
+        while _outcome(lambda: os.pread(doors.file, 4, 0)) != "ok":
+            assert time.monotonic() - back < 20
+        everything_works(doors)
