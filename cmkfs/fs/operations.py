@@ -232,7 +232,11 @@ class Operations(pyfuse3.Operations):
         zone = self.zone_of(node)
         self._keyring.authorize_any(zone, _request(ctx), _ANY)
         dir_fd, name = self._inodes.place(node)
-        return self._symlinks.open(zone, os.readlink(name, dir_fd=dir_fd))
+        target = os.readlink(name, dir_fd=dir_fd)
+        if node.removed and self._symlinks.has_parts(target):
+            # They went with the last name. ESTALE makes a path walk that lost the race look the name up again.
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return self._symlinks.open(zone, target)
 
     # -- directories -----------------------------------------------------------------------------
 

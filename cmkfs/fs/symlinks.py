@@ -33,7 +33,7 @@ class Symlinks:
 
     def open(self, zone: Zone, backing_target: bytes) -> bytes:
         """The plain target. Raises Damaged."""
-        if not backing_target.startswith(b"."):
+        if not self.has_parts(backing_target):
             return zone.keys.open_target(backing_target)
         link_id, count, length = _parse(backing_target)
         try:
@@ -49,7 +49,7 @@ class Symlinks:
 
     def remove_parts(self, backing_target: bytes) -> None:
         """The last link is gone: so are its parts. One that is gone already is no error."""
-        if not backing_target.startswith(b"."):
+        if not self.has_parts(backing_target):
             return
         try:
             link_id, count, _ = _parse(backing_target)
@@ -60,6 +60,11 @@ class Symlinks:
                 os.unlink(self._part(link_id, number), dir_fd=self._root_fd)
             except FileNotFoundError:
                 continue
+
+    @staticmethod
+    def has_parts(backing_target: bytes) -> bool:
+        """True for a target that one symlink cannot hold."""
+        return backing_target.startswith(b".")
 
     @staticmethod
     def plain_length(backing_size: int, dir_fd: int, name: bytes) -> int:

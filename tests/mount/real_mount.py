@@ -19,7 +19,7 @@ from cmkfs.fs.kernel_mount import mounted_at
 from cmkfs.home import Home
 
 REPOSITORY = Path(__file__).parents[2]
-SECONDS = 30.0
+SECONDS = 60.0
 SHARED_CMK = "shared"
 OWN_CMK = "own"
 EVERYONE = """

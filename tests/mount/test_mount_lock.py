@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import faulthandler
 import mmap
 import os
 import signal
@@ -63,6 +64,7 @@ class Doors:
         pid = os.fork()
         if not pid:
             with contextlib.suppress(BaseException):
+                faulthandler.disable()  # SIGBUS is what is looked for
                 os._exit(0 if self.mapping[SIZE // 2] == ord("s") else 1)
             os._exit(2)
         _, status = os.waitpid(pid, 0)

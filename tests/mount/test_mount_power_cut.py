@@ -1,0 +1,60 @@
+"""The short form of scripts/power-cut, and how many fsyncs of the backing there are: none that nobody asked for."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import NewMount
+from real_mount import OWN_CMK
+
+REPOSITORY = Path(__file__).parents[2]
+SYNCS = {"fsync", "fdatasync", "syncfs"}
+
+
+@pytest.mark.parametrize("change", ["append", "overwrite", "extend", "replace"])
+def test_every_fsynced_file_survives(change: str) -> None:
+    script = REPOSITORY / "scripts" / "power-cut"
+    command = [sys.executable, str(script), "--files", "12", "--fs", "ext4", "--change", change]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("12 of 12 fsynced files survive") == 2, done.stdout
+
+
+def test_backing_is_synced_only_when_a_program_or_a_batch_asks(new_mount: NewMount) -> None:
+    mounted = new_mount(cmk=OWN_CMK)
+
+    def syncs() -> int:
+        count = mounted.ask("status")["backing_syncs"]
+        assert isinstance(count, int)
+        return count
+
+    begun = syncs()
+    for number in range(20):
+        path = mounted.path / f"file{number}"
+        path.write_bytes(os.urandom(10_000))
+        path.rename(mounted.path / f"renamed{number}")
+        with open(mounted.path / f"renamed{number}", "r+b") as file:
+            file.truncate(5_000)
+            file.seek(20_000)
+            file.write(b"after a hole")
+        (mounted.path / f"renamed{number}").write_bytes(b"emptied and written again")
+    # A shrink below what is known durable is the one change that must be durable first; nothing here is durable.
+    assert syncs() == begun
+    with open(mounted.path / "renamed0", "r+b") as file:
+        for number in range(10):
+            file.write(bytes(100))
+            file.flush()
+            os.fsync(file.fileno())
+            assert syncs() == begun + number + 1
+
+
+def test_only_the_backing_module_syncs() -> None:
+    """What the counter above counts is all there is: nobody calls fsync past it."""
+    callers = set()
+    for path in (REPOSITORY / "cmkfs" / "fs").glob("*.py"):
+        text = path.read_text()
+        if any(f"os.{call}" in text or f"_libc.{call}" in text for call in SYNCS):
+            callers.add(path.name)
+    assert callers == {"backing.py"}
