@@ -182,7 +182,7 @@ _BY_USERS = frozenset({"user", "users", "owner", "group"})
 
 _KERNEL_WORDS = frozenset(
     {"exec", "noexec", "atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime"}
-    | {"strictatime", "nostrictatime", "sync", "async", "dirsync", "default_permissions"}
+    | {"strictatime", "nostrictatime", "async", "default_permissions"}
 )
 
 _KERNEL_VALUES = frozenset({"fsname", "subtype", "max_read"})

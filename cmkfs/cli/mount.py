@@ -24,7 +24,7 @@ from cmkfs.home import Home, private_directory, private_tree
 
 @click.command(
     cls=Command,
-    epilog="Example: cmkfs mount ~/vault ~/clear -o idle=30; in fstab: VAULT MOUNTPOINT fuse.cmkfs noauto",
+    epilog="Example: cmkfs mount ~/vault ~/clear -o allow_other; in fstab: VAULT MOUNTPOINT fuse.cmkfs noauto",
 )
 @click.argument("vault", type=PATH)
 @click.argument("mountpoint", type=PATH)

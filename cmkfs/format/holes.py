@@ -24,6 +24,11 @@ class Holes:
         at = bisect_right(self.ranges, (block, 2**64)) - 1
         return at >= 0 and block < self.ranges[at][1]
 
+    def stop_of(self, block: int) -> int:
+        """Where the range ends that holds `block`; `block` itself if none does."""
+        at = bisect_right(self.ranges, (block, 2**64)) - 1
+        return max(block, self.ranges[at][1]) if at >= 0 else block
+
     def add(self, first: int, stop: int) -> "Holes":
         """With the blocks `first` to `stop - 1` too."""
         return self if first >= stop else Holes(_joined([*self.ranges, (first, stop)]))

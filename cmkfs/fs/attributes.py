@@ -41,7 +41,8 @@ class Attributes:
         entry.st_size = self._size(inode, found)
         entry.st_blocks = found.st_blocks
         entry.st_atime_ns = found.st_atime_ns
-        entry.st_mtime_ns = found.st_mtime_ns
+        kept = inode.file.pages.mtime_ns if inode.file is not None else None
+        entry.st_mtime_ns = found.st_mtime_ns if kept is None else kept
         entry.st_ctime_ns = found.st_ctime_ns
         return entry
 

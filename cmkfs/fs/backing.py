@@ -127,6 +127,17 @@ class Backing:
             data += more
         return data
 
+    def zeros_until(self, fd: int, cipher_off: int) -> int:
+        """Where the next bytes are stored at or behind `cipher_off`, as far as the backing knows (lseek(2))."""
+        try:
+            return os.lseek(fd, cipher_off, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return os.fstat(fd).st_size
+            if error.errno == errno.EINVAL:
+                return cipher_off  # a backing that knows no holes: everything is stored
+            raise
+
     def prefetch(self, fd: int, length: int, cipher_off: int) -> None:
         """Have the kernel begin to read this part, so that `read` finds it in memory; waits for nothing."""
         os.posix_fadvise(fd, cipher_off, length, os.POSIX_FADV_WILLNEED)
@@ -171,5 +182,3 @@ class Backing:
         except OSError as error:
             self.failed = self.failed or error
             raise
-
-

@@ -1,6 +1,8 @@
 """The backing of one open file: its pages, and how long it is (docs/format.md, 8.3 and 8.5)."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import trio
 
@@ -10,31 +12,20 @@ from cmkfs.fs.backing import Backing
 from cmkfs.fs.readahead import Readahead
 
 
-class KeptTimes:
-    """`with`: mtime and atime of a backing file stay as they are; the plain file's mtime is the backing's."""
-
-    __slots__ = ("_before", "_fd")
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def __enter__(self) -> None:
-        self._before = os.fstat(self._fd)
-
-    def __exit__(self, *_: object) -> None:
-        os.utime(self._fd, ns=(self._before.st_atime_ns, self._before.st_mtime_ns))
-
-
 class BackingFile:
-    """Whole pages in and out. `end` is the backing's length as this mount has left it."""
+    """Whole pages in and out. `end` is the backing's length as this mount has left it.
 
-    __slots__ = ("_backing", "_readahead", "end", "fd")
+    `mtime_ns` is the plain mtime while storing has moved the backing's; None: the backing's is right.
+    """
+
+    __slots__ = ("_backing", "_readahead", "end", "fd", "mtime_ns")
 
     def __init__(self, backing: Backing, fd: int, length: int) -> None:
         self._backing = backing
         self._readahead = Readahead()
         self.fd = fd
         self.end = length
+        self.mtime_ns: int | None = None
 
     # -- pages -----------------------------------------------------------------------------------
 
@@ -50,9 +41,7 @@ class BackingFile:
         pages = self._backing.read(self.fd, count * PAGE, cipher_off(first))
         if pages is not None:
             return pages
-        return await trio.to_thread.run_sync(
-            self._backing.read_blocking, self.fd, count * PAGE, cipher_off(first)
-        )
+        return await trio.to_thread.run_sync(self._backing.read_blocking, self.fd, count * PAGE, cipher_off(first))
 
     def put(self, sealed: Buffer, first: int, plain_size: int) -> None:
         """Write sealed blocks from block `first` on. Raises OSError, with nothing left behind `plain_size`'s blocks."""
@@ -76,6 +65,26 @@ class BackingFile:
         self.end = 0
         self._backing.append(self.fd, header, 0)
         self.end = PAGE
+
+    # -- times -----------------------------------------------------------------------------------
+
+    def keep_mtime(self) -> None:
+        """Before the backing changes: when pages are stored must not show.
+
+        The kernel owns mtime (writeback cache) and sends it only if it is not what it was told before.
+        """
+        if self.mtime_ns is None:
+            self.mtime_ns = os.fstat(self.fd).st_mtime_ns
+
+    @contextmanager
+    def times_kept(self) -> Iterator[None]:
+        """What is done in this block moves neither mtime nor atime; mtime is the plain one after it."""
+        before = os.fstat(self.fd)
+        try:
+            yield
+        finally:
+            mtime_ns = before.st_mtime_ns if self.mtime_ns is None else self.mtime_ns
+            os.utime(self.fd, ns=(before.st_atime_ns, mtime_ns))
 
     # -- length ----------------------------------------------------------------------------------
 

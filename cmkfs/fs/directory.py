@@ -119,9 +119,7 @@ class Directories:
         if directory.zone is parent.zone and parent.dir_id not in self._roots_below:
             return
         name = plain_name(parent, self._inodes.dir_fd(parent_inode), entry)
-        expected = [
-            root for root in self._roots.values() if root.parent_dir_id == parent.dir_id and root.name == name
-        ]
+        expected = [root for root in self._roots.values() if root.parent_dir_id == parent.dir_id and root.name == name]
         if not expected and directory.zone is parent.zone:
             return
         wanted = ZoneRoot(directory.zone.zone_id, parent.dir_id, directory.dir_id, name)

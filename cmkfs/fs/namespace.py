@@ -367,9 +367,7 @@ class Namespace:
             raise CrossZone("the root of a zone is moved only as a zone")
         old = backing_name(self._directories.of(source_dir), source)
         new = backing_name(self._directories.of(target_dir), target)
-        rename(
-            self._inodes.dir_fd(source_dir), old.entry, self._inodes.dir_fd(target_dir), new.entry, RENAME_EXCHANGE
-        )
+        rename(self._inodes.dir_fd(source_dir), old.entry, self._inodes.dir_fd(target_dir), new.entry, RENAME_EXCHANGE)
         for inode, before, after in (
             (first, (source_dir, old.entry), (target_dir, new.entry)),
             (second, (target_dir, new.entry), (source_dir, old.entry)),

@@ -24,7 +24,7 @@ from cmkfs.format.layout import (
     blocks_end,
 )
 from cmkfs.fs.backing import Backing
-from cmkfs.fs.backingfile import BackingFile, KeptTimes
+from cmkfs.fs.backingfile import BackingFile
 from cmkfs.fs.inodes import Inode
 from cmkfs.fs.rwlock import RWLock
 from cmkfs.fs.slots import NEW_FILE, SealedClean, Slots, new_header
@@ -69,7 +69,7 @@ class OpenFile:
         self.lock = RWLock()
         self._keyring = keyring
         self._lease: Lease | None = lease
-        self._pages = BackingFile(backing, fd, backing_size)
+        self.pages = BackingFile(backing, fd, backing_size)
         self._on_dirty = on_dirty
 
     # -- the key ---------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ class OpenFile:
             if length <= 0:
                 return b""
             first, count = _blocks_of(plain_off, length)
-            cached = self._pages.cached(first, count, plain_off, length)
+            cached = self.pages.cached(first, count, plain_off, length)
             if cached is not None:
                 return self._open_pages(key.content, cached, first, plain_off, length)
         async with self.lock.reading():
@@ -116,7 +116,7 @@ class OpenFile:
             if length <= 0:
                 return b""
             first, count = _blocks_of(plain_off, length)
-            pages = await self._pages.fetch(first, count)
+            pages = await self.pages.fetch(first, count)
             key = await self._reading_key()
             return self._open_pages(key.content, pages, first, plain_off, length)
 
@@ -144,7 +144,7 @@ class OpenFile:
 
     async def _old_block(self, key: FileKey, block: int) -> bytes:
         """The plain bytes that a block has now, without what pads it."""
-        pages = await self._pages.fetch(block, 1)
+        pages = await self.pages.fetch(block, 1)
         length = block_length(self.size, block)
         return bytes(self._open_pages(key.content, pages, block, block * BLOCK, length))
 
@@ -159,6 +159,7 @@ class OpenFile:
         if end > MAX_PLAIN_SIZE:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         async with self.lock.writing():
+            self.pages.keep_mtime()
             key = await self._storing_key()
             first, last = plain_off // BLOCK, (end - 1) // BLOCK
             head = await self._kept_before(key, plain_off)
@@ -204,7 +205,7 @@ class OpenFile:
 
     def _put(self, sealed: Buffer, first: int) -> None:
         try:
-            self._pages.put(sealed, first, self.size)
+            self.pages.put(sealed, first, self.size)
         except OSError:
             self.changes += 1
             raise
@@ -231,6 +232,7 @@ class OpenFile:
         if plain_size > MAX_PLAIN_SIZE:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         async with self.lock.writing():
+            self.pages.keep_mtime()
             key = await self._storing_key()
             if plain_size > self.size:
                 await self._grow(key, plain_size)
@@ -250,8 +252,8 @@ class OpenFile:
             self._begin_dirty(key)
             if length:
                 self._put(key.content.seal(block, bytes(length), self.slots.generation), block)
-            elif self._pages.end < blocks_end(plain_size):
-                self._pages.end_with_blocks_of(plain_size)
+            elif self.pages.end < blocks_end(plain_size):
+                self.pages.end_with_blocks_of(plain_size)
             self._fill_last_block(key, last_block)
             self._add_holes(key, block_count(self.size), block)
         self.size = plain_size
@@ -273,12 +275,12 @@ class OpenFile:
         self._remove_holes(block_count(plain_size) - (1 if length else 0), 2**63)
         self.slots.cut_list(block_count(plain_size))
         self.size = plain_size
-        self._pages.end_with_blocks_of(plain_size)
+        self.pages.end_with_blocks_of(plain_size)
         self._changed(0)
 
     async def _sync_slot(self) -> None:
         try:
-            await self._pages.fsync()
+            await self.pages.fsync()
         except OSError:
             self.sync_failed = True
             raise
@@ -286,6 +288,7 @@ class OpenFile:
     async def replace_content(self, identity: Identity, lease: Lease) -> None:
         """Truncate to zero (docs/format.md, 8.5): emptied, then a new header, with nothing to sync."""
         async with self.lock.writing():
+            self.pages.keep_mtime()
             self.zone.check()
             self.identity, self._lease = identity, lease
             was_clean = not self.slots.dirty
@@ -295,7 +298,7 @@ class OpenFile:
             if was_clean:
                 self._on_dirty(self)
             try:
-                self._pages.empty(new_header(identity, lease.key))
+                self.pages.empty(new_header(identity, lease.key))
             except OSError:
                 self.sync_failed = True  # without a header it must not be called settled: recovery gives it one
                 raise
@@ -313,10 +316,10 @@ class OpenFile:
             changes = self.changes
             if self.slots.dirty:
                 key = await self._storing_key() if self.slots.outdated else None
-                with KeptTimes(self.fd):
+                with self.pages.times_kept():
                     if key is not None:
                         self.slots.write_dirty(key, self.holes)
-                    self._pages.set_remainder(self.size)
+                    self.pages.set_remainder(self.size)
             await self._sync_slot()
             self.durable_changes = max(self.durable_changes, changes)
             self.unsynced_bytes = 0
@@ -330,11 +333,11 @@ class OpenFile:
         """
         if not self.slots.dirty:
             return
-        with KeptTimes(self.fd):
+        with self.pages.times_kept():
             if self.slots.outdated and self._lease is not None:
                 self.slots.write_dirty(self._lease.key, self.holes)
-            if self._pages.says_less_than(self.size):
-                self._pages.set_remainder(self.size)
+            if self.pages.says_less_than(self.size):
+                self.pages.set_remainder(self.size)
 
     @property
     def needs_sync(self) -> bool:
@@ -358,21 +361,23 @@ class OpenFile:
             sealed = self.sealed_clean
         if sealed is None or sealed.changes != changes or not self.slots.follows(sealed):
             return False
-        with KeptTimes(self.fd):
-            self._pages.set_remainder(self.size)
+        with self.pages.times_kept():
+            self.pages.set_remainder(self.size)
             self.slots.write_clean(sealed)
         self.sealed_clean, self.unsynced_bytes, self.durable_changes = None, 0, changes
+        self.pages.mtime_ns = None
         return True
 
     async def cut_to(self, plain_size: int) -> None:
         """Recovery: end the file at `plain_size`, whatever lies beyond (docs/format.md, 8.4)."""
         async with self.lock.writing():
+            self.pages.keep_mtime()
             key = await self._storing_key()
             self.size = plain_size
             block, length = divmod(plain_size, BLOCK)
             self._begin_dirty(key)
             if length:
-                pages = await self._pages.fetch(block, 1)
+                pages = await self.pages.fetch(block, 1)
                 try:
                     plain = key.content.open(block, pages, self.slots.generation + 1)
                 except Damaged:
@@ -381,7 +386,7 @@ class OpenFile:
                     self._put(key.content.seal(block, plain.plain[:length], self.slots.generation), block)
             self._remove_holes(block_count(plain_size), 2**63)
             self.slots.cut_list(block_count(plain_size))
-            self._pages.end_with_blocks_of(plain_size)
+            self.pages.end_with_blocks_of(plain_size)
             self._changed(0)
 
     def close(self) -> None:

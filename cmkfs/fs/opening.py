@@ -91,9 +91,7 @@ class FileOpener:
         slots = lease.key.read_slots(page)
         backing_size = os.fstat(fd).st_size
         verdict = judge(slots.slot, backing_size, recovering=self.recovering)
-        file = OpenFile(
-            self._backing, self._keyring, inode, fd, identity, lease, slots, self._on_dirty, backing_size
-        )
+        file = OpenFile(self._backing, self._keyring, inode, fd, identity, lease, slots, self._on_dirty, backing_size)
         if verdict is Verdict.SCAN:
             await self._end_dirty_file(file, lease.key.content, slots.slot, backing_size)
         elif verdict is Verdict.CUT or self.recovering:
@@ -131,6 +129,9 @@ class FileOpener:
         """Where a dirty file ends: at the first block from the floor on that is not whole."""
         block, pages = slot.size // BLOCK, backing_size // PAGE - 1
         while block < pages:
+            block = min(pages, self._behind_holes(fd, slot, block))
+            if block == pages:
+                break
             page = await self._pages(fd, 1, cipher_off(block))
             if not (block in slot.holes and page == ZERO_PAGE):
                 try:
@@ -141,6 +142,14 @@ class FileOpener:
                     return max(slot.size, block * BLOCK + length)
             block += 1
         return max(slot.size, block * BLOCK)
+
+    def _behind_holes(self, fd: int, slot: Slot, block: int) -> int:
+        """The first block from `block` on that is not both listed as a hole and stored nowhere."""
+        listed = slot.holes.stop_of(block)
+        if listed == block:
+            return block
+        stored = self._backing.zeros_until(fd, cipher_off(block)) // PAGE - 1
+        return max(block, min(listed, stored))
 
     async def _retell_size(self, file: OpenFile) -> None:
         """The kernel was told a size that reads do not honour, and never takes a smaller one for an inode it knows.

@@ -35,6 +35,8 @@ class Setattr:
             inode.may_be_setid = True
             with self._inodes.reach(inode) as path:
                 self._change(path, attr, fields)
+                if fields.update_atime or fields.update_mtime:
+                    _set_times(path, inode.file, attr, fields)
 
     def _change(self, path: str, attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> None:
         if fields.update_uid or fields.update_gid or not _more_than_size(fields):
@@ -42,11 +44,6 @@ class Setattr:
             os.chown(path, attr.st_uid if fields.update_uid else -1, attr.st_gid if fields.update_gid else -1)
         if fields.update_mode:
             os.chmod(path, stat.S_IMODE(attr.st_mode))
-        if fields.update_atime or fields.update_mtime:
-            now = os.stat(path)
-            atime = attr.st_atime_ns if fields.update_atime else now.st_atime_ns
-            mtime = attr.st_mtime_ns if fields.update_mtime else now.st_mtime_ns
-            os.utime(path, ns=(atime, mtime))
 
     async def _resize(self, inode: Inode, zone: Zone, size: int, request: Request) -> None:
         file = await self._opener.open(inode, zone)
@@ -81,13 +78,21 @@ class Setattr:
             await trio.to_thread.run_sync(lambda: pyfuse3.invalidate_inode(file.inode.ino, attr_only=True))
 
 
+def _set_times(path: str, file: OpenFile | None, attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> None:
+    now = os.stat(path)
+    kept = file.pages.mtime_ns if file is not None else None
+    atime = attr.st_atime_ns if fields.update_atime else now.st_atime_ns
+    mtime = now.st_mtime_ns if kept is None else kept
+    if fields.update_mtime:
+        mtime = attr.st_mtime_ns
+    os.utime(path, ns=(atime, mtime))
+    if file is not None and kept is not None:
+        file.pages.mtime_ns = mtime
+
+
 def _more_than_size(fields: pyfuse3.SetattrFields) -> bool:
     return bool(
-        fields.update_mode
-        or fields.update_uid
-        or fields.update_gid
-        or fields.update_atime
-        or fields.update_mtime
+        fields.update_mode or fields.update_uid or fields.update_gid or fields.update_atime or fields.update_mtime
     )
 
 

@@ -111,6 +111,7 @@ def _fingerprint(vault: Path) -> dict[str, tuple[int, int, bytes]]:
 
 def test_read_only_backing_is_mounted_only_read_only(new_mount: NewMount) -> None:
     mounted = new_mount(cmk=OWN_CMK)
+    mounted.expected_log = ["read-only filesystem"]
     _work(mounted.path)
     mounted.down()
     subprocess.run(["mount", "--bind", str(mounted.vault), str(mounted.vault)], check=True)
@@ -136,6 +137,7 @@ def test_second_mount_is_refused_and_says_by_whom(new_mount: NewMount) -> None:
 
 def test_vault_of_a_host_that_died_needs_break_lock(killed: RealMount) -> None:
     killed.site.cmkfs("umount", str(killed.path))
+    killed.expected_log = ["is mounted by pid"]
     owner = killed.vault / "cmkfs.owner"
     facts = json.loads(owner.read_text())
     owner.write_text(json.dumps({**facts, "host": "elsewhere/0123"}))
