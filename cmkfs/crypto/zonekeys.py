@@ -115,7 +115,7 @@ class ZoneKeys:
         nonce = sealed[:NONCE_SIZE]
         plain = _open(self._xattrs, sealed[NONCE_SIZE:], [b"value", owner_id, handle, nonce], "an attribute")
         name = plain[1 : 1 + plain[0]] if plain else b""
-        if not name or self.xattr_handle(owner_id, name) != handle:
+        if not name or len(name) != plain[0] or self.xattr_handle(owner_id, name) != handle:
             raise Damaged("an attribute under another's name")
         return name, plain[1 + plain[0] :]
 

@@ -92,7 +92,8 @@ class Directories:
             return inode.directory
         if not inode.is_dir:
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        directory = self._read(self._inodes.dir_fd(inode))
+        with self._inodes.permitted(inode):
+            directory = self._read(self._inodes.dir_fd(inode))
         if inode is not self._inodes.root:
             self._check_zone(inode, directory)
         twin = self._living.get(directory.dir_id)
@@ -105,6 +106,8 @@ class Directories:
     def _read(self, dir_fd: int) -> Directory:
         try:
             data = b64.decode(os.readlink(DIR_ID, dir_fd=dir_fd))
+        except PermissionError:
+            raise  # somebody else's directory, in the mount of an ordinary user
         except OSError as error:
             raise Damaged("a directory without its id") from error
         zone = self._zones.get(data[:ID_SIZE])

@@ -65,6 +65,14 @@ class Inode:
         """True for a directory."""
         return self.fmt == stat.S_IFDIR
 
+    @property
+    def gone(self) -> bool:
+        """True if it has no name and the kernel does not know it: what it holds need not be kept.
+
+        Without a name alone it can still be opened: by an open that lost a race, or through /proc/self/fd.
+        """
+        return self.removed and self.lookups <= 0
+
     def add_place(self, parent: "Inode", name: bytes) -> None:
         """It is (also) called `name` in `parent`. A directory has one place, another inode as many as it has links."""
         place = (parent, name)
@@ -177,6 +185,15 @@ class InodeTable:
 
     def open(self, inode: Inode, flags: int) -> int:
         """Open the inode itself in the vault; the caller closes. Never follows a link."""
+        try:
+            return self._open(inode, flags)
+        except PermissionError:
+            if flags & os.O_PATH:
+                raise
+        with self.permitted(inode):
+            return self._open(inode, flags)
+
+    def _open(self, inode: Inode, flags: int) -> int:
         flags |= os.O_NOFOLLOW | os.O_CLOEXEC
         if inode.is_dir:
             return os.open(b".", flags | os.O_DIRECTORY, dir_fd=self.dir_fd(inode))
@@ -202,6 +219,11 @@ class InodeTable:
         parent, name = self._place(inode)
         return self.dir_fd(parent), name
 
+    def readlink(self, inode: Inode) -> bytes:
+        """The backing target of a symlink, also when it has no name any more. Raises OSError."""
+        dir_fd, name = self.place(inode)
+        return os.readlink(name, dir_fd=dir_fd)
+
     @contextmanager
     def reach(self, inode: Inode) -> Iterator[str]:
         """A path that means this very inode, for the calls that take no descriptor; nothing on it can be swapped."""
@@ -217,6 +239,29 @@ class InodeTable:
                 yield f"/proc/self/fd/{fd}"
             finally:
                 os.close(fd)
+
+    @contextmanager
+    def permitted(self, inode: Inode) -> Iterator[None]:
+        """In this block the mode of a node does not keep out a daemon that is its owner and not root.
+
+        Whether the caller may is the kernel's decision and has been made; but the daemon opens files to read
+        and write, and reads a directory's id to tell its attributes. A crash in this block leaves the node open
+        to its owner.
+        """
+        bits, user = stat.S_IRWXU if inode.is_dir else stat.S_IRUSR | stat.S_IWUSR, os.geteuid()
+        if user == 0 or self.backing.read_only:
+            yield
+            return
+        with self.reach(inode) as path:
+            found = os.stat(path)
+            if found.st_uid != user or found.st_mode & bits == bits:
+                yield
+                return
+            os.chmod(path, stat.S_IMODE(found.st_mode) | bits)
+            try:
+                yield
+            finally:
+                os.chmod(path, stat.S_IMODE(found.st_mode))
 
     def _place(self, inode: Inode) -> tuple[Inode, bytes]:
         if not inode.places:
@@ -250,13 +295,20 @@ class InodeTable:
                 inode.pin = -1
         return inode
 
-    def forget(self, forgotten: Iterable[tuple[int, int]]) -> None:
-        """The kernel drops lookups. An inode with none is dropped unless its file is open or not settled."""
+    def forget(self, forgotten: Iterable[tuple[int, int]]) -> list[Inode]:
+        """The kernel drops lookups. An inode with none is dropped unless its file is open or not settled.
+
+        Gives those that nobody can reach any more.
+        """
+        gone = []
         for ino, count in forgotten:
             inode = self._inodes.get(Ino(ino))
             if inode is not None and inode is not self.root:
                 inode.lookups -= count
                 self.drop_if_unused(inode)
+                if inode.gone:
+                    gone.append(inode)
+        return gone
 
     def drop_if_unused(self, inode: Inode) -> None:
         """Drop an inode that nobody knows and that has nothing to store."""

@@ -35,16 +35,18 @@ class Listing:
             else:
                 listed = await trio.to_thread.run_sync(os.listdir, fd)
             entries = [os.fsencode(name) for name in listed]
-            handle.entries = [(b".", b""), (b"..", b""), *plain_names(directory, fd, entries)]
+            with self._inodes.permitted(handle.inode):
+                handle.entries = [(b".", b""), (b"..", b""), *plain_names(directory, fd, entries)]
         finally:
             os.close(fd)
 
     def reply(self, handle: DirHandle, start: int, token: pyfuse3.ReaddirToken) -> None:
         """Give the entries from number `start` on to the kernel, as many as its buffer takes."""
         dir_fd = self._inodes.dir_fd(handle.inode)
-        for number in range(start, len(handle.entries)):
-            if not self._reply_entry(handle, dir_fd, number, token):
-                return
+        with self._inodes.permitted(handle.inode):
+            for number in range(start, len(handle.entries)):
+                if not self._reply_entry(handle, dir_fd, number, token):
+                    return
 
     def _reply_entry(self, handle: DirHandle, dir_fd: int, number: int, token: pyfuse3.ReaddirToken) -> bool:
         name, entry = handle.entries[number]

@@ -134,9 +134,10 @@ class Namespace:
         dir_fd = self._inodes.dir_fd(parent)
         temporary = TEMPORARY_PREFIX + b64.encode(random_id())
         try:
-            os.mkdir(temporary, mode & 0o7777, dir_fd=dir_fd)
+            # Its owner's rights come last: an ordinary user's daemon needs them to put the id in.
+            os.mkdir(temporary, mode & 0o7777 | stat.S_IRWXU, dir_fd=dir_fd)
             try:
-                self._fill_new_directory(dir_fd, temporary, self._directories.of(parent), request)
+                self._fill_new_directory(dir_fd, temporary, self._directories.of(parent), mode, request)
                 rename(dir_fd, temporary, dir_fd, names.entry, RENAME_NOREPLACE)
             except OSError:
                 self._remove_directory(dir_fd, temporary)
@@ -147,12 +148,17 @@ class Namespace:
         found = self._stat(parent, names)
         return self._inodes.learn(found, parent, names.entry), found
 
-    def _fill_new_directory(self, dir_fd: int, temporary: bytes, directory: Directory, request: Request) -> None:
+    def _fill_new_directory(
+        self, dir_fd: int, temporary: bytes, directory: Directory, mode: int, request: Request
+    ) -> None:
         os.symlink(directory.zone.keys.seal_dir_id(random_id()), temporary + b"/" + DIR_ID, dir_fd=dir_fd)
         found = os.stat(temporary, dir_fd=dir_fd, follow_symlinks=False)
         owner = self._new_owner(dir_fd, found, request)
         if owner is not None:
             os.chown(temporary, *owner, dir_fd=dir_fd, follow_symlinks=False)
+        if mode & stat.S_IRWXU != stat.S_IRWXU:
+            # What it has beside, setgid of its parent among them, stays.
+            os.chmod(temporary, stat.S_IMODE(found.st_mode) & ~stat.S_IRWXU | mode & stat.S_IRWXU, dir_fd=dir_fd)
 
     def link(self, inode: Inode, parent: Inode, name: bytes) -> Found:
         """Another name for an inode. Raises CrossZone if the names lie in different zones."""
@@ -264,9 +270,12 @@ class Namespace:
 
     def _remove_directory(self, dir_fd: int, name: bytes) -> None:
         """Remove a directory in which there is nothing but the vault's own."""
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+        fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
         try:
-            for entry in os.listdir(fd):
+            itself = f"/proc/self/fd/{fd}"
+            if os.geteuid() != 0:
+                os.chmod(itself, stat.S_IRWXU)
+            for entry in os.listdir(itself):
                 os.unlink(entry, dir_fd=fd)
         finally:
             os.close(fd)

@@ -200,9 +200,9 @@ class FileOpener:
         self._living_ids[identity.file_id] = file
 
     def release(self, file: OpenFile) -> None:
-        """Close a file that nobody has open: it is settled, or it has no name any more."""
+        """Close a file that nobody has open: it is settled, or nobody can reach it any more."""
         inode = file.inode
-        unsettled = file.slots.dirty and not inode.removed and not self._backing.read_only
+        unsettled = file.slots.dirty and not inode.gone and not self._backing.read_only
         if file.handles or inode.file is not file or unsettled:
             return
         inode.file = None

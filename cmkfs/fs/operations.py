@@ -155,7 +155,8 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        self._inodes.forget(inode_list)
+        for inode in self._inodes.forget(inode_list):
+            self._lost_name(inode)
 
     # -- names -----------------------------------------------------------------------------------
 
@@ -222,7 +223,7 @@ class Operations(pyfuse3.Operations):
         self._lost_name(self._namespace.rename(old, name_old, new, name_new, flags))
 
     def _lost_name(self, inode: Inode | None) -> None:
-        """A file that has no name and no handle any more needs neither its descriptor nor settling."""
+        """A file that nobody can reach any more needs neither its descriptor nor settling."""
         if inode is not None and inode.file is not None:
             self._opener.release(inode.file)
 
@@ -231,10 +232,9 @@ class Operations(pyfuse3.Operations):
         node = self._inodes[inode]
         zone = self.zone_of(node)
         self._keyring.authorize_any(zone, _request(ctx), _ANY)
-        dir_fd, name = self._inodes.place(node)
-        target = os.readlink(name, dir_fd=dir_fd)
+        target = self._inodes.readlink(node)
         if node.removed and self._symlinks.has_parts(target):
-            # They went with the last name. ESTALE makes a path walk that lost the race look the name up again.
+            # Its parts went with its name. ESTALE: a path walk that lost the race looks the name up again.
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return self._symlinks.open(zone, target)
 

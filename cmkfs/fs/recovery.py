@@ -89,7 +89,8 @@ class Recovery:
         while waiting:
             directory = waiting.pop()
             try:
-                waiting += await self._directory(directory, unsettled_since)
+                with self._inodes.permitted(directory):
+                    waiting += await self._directory(directory, unsettled_since)
             except KeyUnavailable:
                 raise
             except (CmkfsError, OSError) as error:

@@ -99,9 +99,9 @@ class Settler:
                 self._drop_removed()
 
     def _drop_removed(self) -> None:
-        """A file without a name and without a handle needs no slot."""
+        """A file that nobody can reach any more needs no slot."""
         for file in list(self._dirty):
-            if file.inode.removed and not file.handles:
+            if file.inode.gone and not file.handles:
                 del self._dirty[file]
                 self._release(file)
 

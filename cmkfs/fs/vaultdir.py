@@ -1,6 +1,7 @@
 """The vault's own records on disk: vault file, zone record, list of zones, session (docs/format.md, 2, 3, 5, 9)."""
 
 import os
+import stat
 from pathlib import Path
 
 from cmkfs.crypto.zonekeys import SessionSeal, ZoneKeys
@@ -29,8 +30,7 @@ _LARGEST_RECORD = 16 * 1024 * 1024
 def read_vault_file(vault: Path) -> VaultFile:
     """The description of a vault. Raises NotAVault, UnknownFormat, Damaged."""
     try:
-        with open(vault / VAULT_FILE, "rb") as file:
-            return VaultFile.from_bytes(file.read(_LARGEST_VAULT_FILE))
+        return VaultFile.from_bytes(_read_file(vault / VAULT_FILE, _LARGEST_VAULT_FILE))
     except (FileNotFoundError, NotADirectoryError):
         raise NotAVault(f"{vault} is not a vault") from None
 
@@ -97,14 +97,24 @@ class VaultDir:
 
     def _read(self, name: str) -> bytes:
         try:
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._backing.root_fd)
+            return _read_file(name, _LARGEST_RECORD, dir_fd=self._backing.root_fd)
         except OSError as error:
             raise Damaged(f"the vault has no {name}") from error
-        with open(fd, "rb") as file:
-            data = file.read(_LARGEST_RECORD + 1)
-        if len(data) > _LARGEST_RECORD:
-            raise Damaged(f"{name} is too long")
-        return data
+
+
+def _read_file(path: Path | str, limit: int, dir_fd: int | None = None) -> bytes:
+    """All of a regular file. Raises OSError, and Damaged for what is none: a fifo would hold up the mount for ever."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise Damaged(f"{path} is no regular file")
+        with open(fd, "rb", closefd=False) as file:
+            data = file.read(limit + 1)
+    finally:
+        os.close(fd)
+    if len(data) > limit:
+        raise Damaged(f"{path} is too long")
+    return data
 
 
 def first_session() -> tuple[Session, Session]:

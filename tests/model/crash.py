@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import trio
@@ -66,7 +67,7 @@ class Oracle:
         if len(found) > longest:
             raise Violation(f"{len(found)} bytes where at most {longest} ever were")
         edges = sorted({0, longest, len(self.synced), *self._edges()})
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in pairwise(edges):
             self._check_part(found, start, stop)
 
     def _edges(self) -> Iterator[int]:

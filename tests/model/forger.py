@@ -158,7 +158,8 @@ def _may_be(original: Seen, found: Seen, others: list[Seen]) -> bool:
     if isinstance(found.xattrs, Error) or isinstance(original.xattrs, Error):
         return True
     return all(
-        isinstance(value, Error) or value in [other.xattrs.get(name) for other in others if isinstance(other.xattrs, dict)]
+        isinstance(value, Error)
+        or value in [other.xattrs.get(name) for other in others if isinstance(other.xattrs, dict)]
         for name, value in found.xattrs.items()
     )
 

@@ -1,4 +1,4 @@
-"""A tree of names against nested dicts: whatever is done to both, both look the same, also after a remount or a kill."""
+"""A tree of names against nested dicts: both look the same whatever is done to them, also after a remount or a kill."""
 
 import errno
 import os

@@ -52,7 +52,7 @@ class Site:
 
     def cmkfs(self, *arguments: str, codes: Sequence[int] = (0,)) -> str:
         """Run a command; its output. It must end with one of `codes`."""
-        done = subprocess.run(
+        done: subprocess.CompletedProcess[str] = subprocess.run(
             [sys.executable, "-P", "-m", "cmkfs", *arguments],
             env={**os.environ, "CMKFS_HOME": str(self.home.root), "PYTHONPATH": str(REPOSITORY)},
             stdin=subprocess.DEVNULL,
@@ -125,7 +125,7 @@ class RealMount:
         """Is it served, or at least in the way?"""
         return mounted_at(os.fsencode(self.path)) is not None
 
-    def ask(self, op: str, **arguments: object) -> dict[str, Any]:
+    def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
         """A request to the control socket."""
         entry = registry.find(self.site.home, str(self.path))
         assert entry is not None, "the mount has no control socket"

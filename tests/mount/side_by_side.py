@@ -45,8 +45,7 @@ def _outcome(operation: Callable[[Path], object], place: Path, who: Who | None) 
     try:
         return operation(place) if who is None else in_child(lambda: operation(place), who)
     except OSError as error:
-        assert error.errno is not None
-        return errno.errorcode[error.errno]
+        return errno.errorcode[error.errno or 0]
 
 
 def facts(path: bytes, *, times: bool) -> dict[str, object]:

@@ -59,7 +59,7 @@ def test_a_node_without_a_name_that_is_held_by_a_path_descriptor(both: SideBySid
     def story(place: Path) -> list[object]:
         path = place / kind
         if kind == "file":
-            path.write_bytes(b"x")
+            path.write_bytes(b"x" * 5000)
         elif kind == "fifo":
             os.mkfifo(path)
         elif kind == "socket":
@@ -75,6 +75,8 @@ def test_a_node_without_a_name_that_is_held_by_a_path_descriptor(both: SideBySid
             seen: list[object] = [oct(found.st_mode), found.st_nlink]
             if kind == "symlink":
                 seen += [found.st_size, os.readlink("", dir_fd=fd)]
+            if kind == "file":
+                seen.append(Path(f"/proc/self/fd/{fd}").read_bytes())
             if kind != "symlink":
                 os.chmod(f"/proc/self/fd/{fd}", 0o600)
                 seen.append(oct(os.fstat(fd).st_mode))

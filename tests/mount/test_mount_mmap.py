@@ -1,5 +1,6 @@
 """Mappings: shared ones are files, private ones are not, whatever else happens to the file."""
 
+import faulthandler
 import mmap
 import os
 import random
@@ -95,6 +96,7 @@ def test_a_mapping_of_what_was_cut_off_is_a_bus_error_and_comes_back_as_zeros(bo
         mapping = _map(fd, 20_000, mmap.MAP_SHARED)
         os.ftruncate(fd, 5_000)
         seen: list[object] = [mapping[:5_000], mapping[5_000:8_192]]
+        faulthandler.disable()
         pid = os.fork()
         if not pid:
             os._exit(mapping[12_000])

@@ -6,7 +6,9 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from real_mount import RealMount
@@ -15,7 +17,7 @@ from side_by_side import SideBySide
 SECONDS = 120.0
 
 
-def run(*command: str | Path, cwd: Path | None = None, **environment: str) -> str:
+def run(*command: str | Path, cwd: Path | None = None, environment: Mapping[str, str] = MappingProxyType({})) -> str:
     """What the command prints; it must end with 0."""
     done = subprocess.run(
         [str(word) for word in command],
@@ -108,7 +110,7 @@ def test_git(own_mount: RealMount) -> None:
     repository.mkdir()
 
     def git(*words: str | Path) -> str:
-        return run("git", *ME, *words, cwd=repository, **GIT)
+        return run("git", *ME, *words, cwd=repository, environment=GIT)
 
     git("init", "--initial-branch=main")
     for number in range(300):
@@ -135,7 +137,7 @@ def test_git(own_mount: RealMount) -> None:
     assert git("-c", "core.trustctime=false", "diff-files", "--name-only") == ""
     assert git("status", "--porcelain") == ""
     git("fsck", "--strict", "--full")
-    run("git", *ME, "clone", "--quiet", repository, own_mount.path / "clone", **GIT)
+    run("git", *ME, "clone", "--quiet", repository, own_mount.path / "clone", environment=GIT)
     assert len(list((own_mount.path / "clone").rglob("file *"))) == 300
 
 
@@ -163,9 +165,7 @@ def test_sqlite_with_a_killed_writer(own_mount: RealMount, journal: str) -> None
     """Whatever a transaction's end was told for is there, however the writer ends."""
     database = own_mount.path / "data base.sqlite"
     for commits in (7, 23, 40):
-        with subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(database), journal], stdout=subprocess.PIPE
-        ) as writer:
+        with subprocess.Popen([sys.executable, "-c", WRITER, str(database), journal], stdout=subprocess.PIPE) as writer:
             assert writer.stdout is not None
             told = [int(writer.stdout.readline()) for _ in range(commits)][-1]
             writer.send_signal(signal.SIGKILL)
@@ -220,7 +220,9 @@ def test_a_build_with_make(work: Path) -> None:
     (work / "shared.h").write_text("#define VALUE 1\n")
     for number in range(8):
         (work / f"f{number}.c").write_text(f'#include "shared.h"\nint f{number}(void) {{ return VALUE; }}\n')
-    (work / "main.c").write_text(f"#include <stdio.h>\n{calls}\nint main(void) {{ printf(\"%d\\n\", {total}); return 0; }}\n")
+    (work / "main.c").write_text(
+        f'#include <stdio.h>\n{calls}\nint main(void) {{ printf("%d\\n", {total}); return 0; }}\n'
+    )
     run("make", "-j2", cwd=work)
     assert run(work / "program") == "8\n"
     assert "Nothing to be done" in run("make", cwd=work)

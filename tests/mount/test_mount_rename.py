@@ -155,17 +155,13 @@ def test_a_reader_always_finds_one_of_the_two(work: Path) -> None:
             (work / "new").write_bytes(str(number % 10).encode() * 5000)
             os.rename(work / "new", work / "file")
 
-    def look() -> int:
+    def look() -> None:
         for _ in range(300):
             data = (work / "file").read_bytes()
             assert len(data) == 5000
             assert data == data[:1] * 5000
-        return 300
 
-    def task(number: int) -> object:
-        return replace() if number == 0 else look()
-
-    all_at_once([lambda number=number: task(number) for number in range(3)])  # type: ignore[misc]
+    all_at_once([replace, look, look])
     assert os.listdir(work) == ["file"]
 
 

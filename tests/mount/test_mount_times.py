@@ -192,7 +192,7 @@ def test_everything_survives_a_remount(own_mount: RealMount) -> None:
     os.utime(top / "link", ns=(7, 8), follow_symlinks=False)
 
     def look() -> dict[str, tuple[object, ...]]:
-        seen = {}
+        seen: dict[str, tuple[object, ...]] = {}
         for name in [*nodes, "link", "hard", "."]:
             found = os.lstat(top / name)
             seen[name] = (
