@@ -17,10 +17,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import trio
-from harness import ROOT, Harness
 
 from cmkfs.format.layout import BLOCK, PAGE
 from cmkfs.fs.backing import Backing
+
+from .harness import ROOT, Harness
 
 NAME = b"file"
 

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
-from harness import ROOT, Harness, Program
 
 from cmkfs.errors import CmkfsError
 from cmkfs.format.header import SLOT_OFFSETS, SLOT_SIZE
 from cmkfs.format.layout import BLOCK, PAGE
+
+from .harness import ROOT, Harness, Program
 
 Names = tuple[bytes, ...]
 LONG_NAME = b"n" * 200

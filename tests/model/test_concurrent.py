@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import trio
-from harness import ROOT, Harness, scratch
 
 from cmkfs.format.layout import BLOCK
 from cmkfs.fs.backing import Backing
+
+from .harness import ROOT, Harness, scratch
 
 
 class ColdBacking(Backing):

@@ -4,8 +4,9 @@
 """
 
 import pytest
-from crash import Campaign, Oracle, Truncate, Violation, Write, campaign
-from harness import scratch
+
+from .crash import Campaign, Oracle, Truncate, Violation, Write, campaign
+from .harness import scratch
 
 
 def test_what_was_synced_survives_every_cut() -> None:

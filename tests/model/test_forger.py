@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 import pytest
-from forger import CHANGES, Error, Forger, Forgery, Licence, Seen, compare
-from harness import scratch
+
+from .forger import CHANGES, Error, Forger, Forgery, Licence, Seen, compare
+from .harness import scratch
 
 
 @pytest.fixture(scope="module")

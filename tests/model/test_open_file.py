@@ -3,12 +3,13 @@
 import os
 
 import trio
-from harness import ROOT, Harness, scratch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cmkfs.format.layout import BLOCK
+
+from .harness import ROOT, Harness, scratch
 
 NAME = b"file"
 EDGES = [0, 1, 8, *(n * BLOCK + near for n in (1, 2, 3, 9) for near in (-1, 0, 1)), 4096, 8192, 12288, 40_000]

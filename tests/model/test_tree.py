@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import trio
-from harness import ROOT, Harness, Program, scratch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from cmkfs.fs.backing import RENAME_EXCHANGE, RENAME_NOREPLACE
+
+from .harness import ROOT, Harness, Program, scratch
 
 
 @dataclass(eq=False)

@@ -5,7 +5,9 @@ import errno
 import faulthandler
 import mmap
 import os
+import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import NewMount
-from real_mount import OWN_CMK, RealMount
+from real_mount import OWN_CMK, RealMount, Site
 
 SIZE = 60_000
 LOCKED = "lockdown: (un)?locked"
@@ -288,9 +290,25 @@ def test_unmounted_while_locked_and_mounted_again(served: RealMount) -> None:
     assert served.ask("status")["recovered"] is None
 
 
-def test_outage_goes_on_then_locks_then_comes_back(new_mount: NewMount) -> None:
-    mounted = new_mount("outage_grace=3", cmk=OWN_CMK)
-    mounted.expected_log = [TOKEN_TROUBLE]
+@pytest.fixture
+def lonely_mount() -> Iterator[RealMount]:
+    """A mount whose token no other mount uses: it is taken away."""
+    top = Path(tempfile.mkdtemp(prefix="cmkfs-test-"))
+    try:
+        site = Site(top)
+        site.prepare()
+        mounted = site.mount(site.new_vault(OWN_CMK), "outage_grace=3")
+        mounted.expected_log = [TOKEN_TROUBLE]
+        try:
+            yield mounted
+        finally:
+            mounted.clear()
+    finally:
+        shutil.rmtree(top)
+
+
+def test_outage_goes_on_then_locks_then_comes_back(lonely_mount: RealMount) -> None:
+    mounted = lonely_mount
     tokens = mounted.site.home.token_dir / "tokens"
     with opened(mounted.path) as doors:
         tokens.rename(tokens.with_name("away"))

@@ -129,7 +129,7 @@ def test_read_only_backing_is_mounted_only_read_only(new_mount: NewMount) -> Non
 
 def test_second_mount_is_refused_and_says_by_whom(new_mount: NewMount) -> None:
     mounted = new_mount(cmk=OWN_CMK)
-    second = mounted.site.directory("second")
+    second = mounted.site.directory(f"second-{mounted.vault.name}")
     said = mounted.site.cmkfs("mount", str(mounted.vault), str(second), codes=[6])
     assert str(mounted.pid) in said
     assert os.uname().nodename in said

@@ -1,0 +1,1 @@
+"""Hypothesis and random campaigns against plain models, through the code that mounts use."""

@@ -1,0 +1,129 @@
+"""What the keyring asks of policies: decided anew at each change, groups looked up only where they count."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from cmkfs.format.recipient import CmkId
+from cmkfs.keys import policies as module
+from cmkfs.keys.policies import Policies, Request, supplementary_groups
+from cmkfs.policy import Action, parse
+
+CMK, OTHER = CmkId(b"c" * 16), CmkId(b"o" * 16)
+ROOT, OWNER, STRANGER = Request(0, 0, 0), Request(1000, 1000, 0), Request(2000, 2000, 0)
+GROUP = 54321
+
+
+class NoAccounts:
+    def uid(self, name: str) -> int | None:
+        return None
+
+    def gid(self, name: str) -> int | None:
+        return None
+
+
+def rules(*lines: tuple[str, str, str]) -> str:
+    """TOML of (effect, who, action) each."""
+    return "".join(
+        f'[[rule]]\nid = "r{number}"\neffect = "{effect}"\nwho = ["{who}"]\nactions = ["{action}"]\n'
+        for number, (effect, who, action) in enumerate(lines)
+    )
+
+
+def with_policy(*lines: tuple[str, str, str]) -> Policies:
+    policies = Policies(OWNER.uid)
+    policies.set_policy(CMK, parse(rules(*lines), name="test", accounts=NoAccounts()))
+    return policies
+
+
+def test_nobody_may_anything_before_a_policy_was_read() -> None:
+    policies = Policies(OWNER.uid)
+    assert not policies.knows(CMK)
+    for who in (ROOT, OWNER, STRANGER):
+        assert not any(policies.allows(CMK, who, action) for action in Action)
+
+
+def test_without_a_policy_owner_and_root_may_everything() -> None:
+    policies = Policies(OWNER.uid)
+    policies.set_policy(CMK, None)
+    for action in Action:
+        assert [policies.allows(CMK, who, action) for who in (ROOT, OWNER, STRANGER)] == [True, True, False]
+
+
+def test_one_that_cannot_be_read_denies_all() -> None:
+    policies = Policies(OWNER.uid)
+    policies.set_policy(CMK, None)
+    policies.refuse_all(CMK)
+    assert policies.knows(CMK)
+    for who in (ROOT, OWNER, STRANGER):
+        assert not any(policies.allows(CMK, who, action) for action in Action)
+
+
+def test_a_change_of_policy_ends_what_was_remembered() -> None:
+    policies = with_policy(("allow", "uid:2000", "read"))
+    assert policies.allows(CMK, STRANGER, Action.READ)
+    policies.set_policy(CMK, None)
+    assert not policies.allows(CMK, STRANGER, Action.READ)
+
+
+def test_each_cmk_has_its_own() -> None:
+    policies = with_policy(("allow", "uid:2000", "read"))
+    policies.set_policy(OTHER, None)
+    assert policies.allows(CMK, STRANGER, Action.READ)
+    assert not policies.allows(OTHER, STRANGER, Action.READ)
+
+
+@contextmanager
+def process_in_group(gid: int) -> Iterator[int]:
+    """A process with the supplementary group; gives its pid."""
+    code = f"import os; os.setgroups([{gid}]); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process.pid
+        process.stdin.close()
+
+
+def test_supplementary_groups_are_those_of_the_process() -> None:
+    with process_in_group(GROUP) as pid:
+        assert supplementary_groups(pid) == {GROUP}
+    assert supplementary_groups(0) is None
+    assert supplementary_groups(2**22 + 1) is None
+    assert supplementary_groups(os.getpid()) == set(os.getgroups())
+
+
+def test_a_group_allows_its_process_only_and_is_not_remembered_by_user() -> None:
+    policies = with_policy(("allow", f"gid:{GROUP}", "read"))
+    with process_in_group(GROUP) as pid:
+        assert policies.allows(CMK, Request(2000, 2000, pid), Action.READ)
+        assert not policies.allows(CMK, STRANGER, Action.READ)
+        assert policies.allows(CMK, Request(2000, 2000, pid), Action.READ)
+        assert not policies.allows(CMK, Request(2000, 2000, pid), Action.WRITE)
+    assert not policies.allows(CMK, Request(2000, 2000, 2**22 + 1), Action.READ)
+
+
+def test_unknown_groups_do_not_allow_and_do_deny() -> None:
+    policies = with_policy(("allow", "*", "*"), ("deny", f"gid:{GROUP}", "write"))
+    assert policies.allows(CMK, STRANGER, Action.READ)
+    assert not policies.allows(CMK, STRANGER, Action.WRITE)
+
+
+def test_groups_are_not_looked_up_where_they_cannot_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look-up costs as much as a request."""
+    policies = with_policy(("allow", "uid:2000", "read"), ("allow", f"gid:{GROUP}", "write"))
+    monkeypatch.setattr(module, "supplementary_groups", lambda pid: pytest.fail("looked up"))
+    assert policies.allows(CMK, Request(2000, 2000, 1), Action.READ)
+    assert not policies.allows(CMK, Request(3000, 3000, 1), Action.READ)
+    assert policies.allows(CMK, Request(3000, GROUP, 1), Action.WRITE)
+
+
+def test_what_is_remembered_has_a_bound() -> None:
+    policies = with_policy(("allow", "uid:7", "read"))
+    for uid in range(10_000):
+        assert policies.allows(CMK, Request(uid, uid, 0), Action.READ) == (uid == 7)
+    assert len(policies._decided) <= 4096

@@ -1,0 +1,115 @@
+"""DEKs wrapped ahead of need: refilled in the background, gone at a lock."""
+
+import pytest
+import trio
+import trio.testing
+from one_zone import OneZone, until
+
+from cmkfs.errors import CmkNotFound, Disabled, Locked, TokenUnavailable
+from cmkfs.format.header import Slot, State
+from cmkfs.keys.pool import DekPool, NewFile
+
+
+def pool_of(made: OneZone, size: int, batch: int) -> DekPool:
+    return DekPool(lambda count: made.keyring._prepare(made.zone, count), size, batch)
+
+
+async def test_nothing_is_wrapped_before_the_first_file(serving: OneZone, nursery: trio.Nursery) -> None:
+    pool = pool_of(serving, 8, 4)
+    nursery.start_soon(pool.keep_filled)
+    before = serving.token.calls["wrap"]
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(pool) == 0
+    assert serving.token.calls["wrap"] == before
+    nursery.cancel_scope.cancel()
+
+
+async def test_it_is_filled_after_the_first_and_again_when_half_empty(serving: OneZone, nursery: trio.Nursery) -> None:
+    pool = pool_of(serving, 8, 3)
+    nursery.start_soon(pool.keep_filled)
+    taken = [await pool.take()]
+    await until(lambda: len(pool) == 8)
+    before = serving.token.calls["wrap"]
+    taken += [await pool.take() for _ in range(4)]
+    assert serving.token.calls["wrap"] == before  # nobody waited for the token
+    taken.append(await pool.take())
+    await until(lambda: len(pool) == 8)
+    assert len({new.identity.file_id for new in taken}) == len(taken)
+    nursery.cancel_scope.cancel()
+
+
+async def test_an_empty_pool_asks_the_token_for_one(serving: OneZone) -> None:
+    pool = pool_of(serving, 8, 4)
+    before = serving.token.calls["wrap"]
+    await pool.take()
+    assert serving.token.calls["wrap"] == before + 1
+
+
+async def test_each_entry_is_a_whole_identity(serving: OneZone) -> None:
+    """A wrap is bound to its file id, so the id is chosen with the DEK; what was wrapped unwraps again."""
+    new = await pool_of(serving, 8, 4).take()
+    assert new.identity.zone_id == serving.zone.zone_id
+    lease = await serving.keyring.lease(serving.zone, new.identity)
+    slot_page = new.identity.to_bytes() + b"".join(
+        new.key.seal_slot(number, slot) for number, slot in enumerate(_slots())
+    )
+    assert lease.key.read_slots(slot_page).slot == _slots()[1]
+
+
+def _slots() -> list[Slot]:
+    return [Slot(1, 0, State.DIRTY, 0), Slot(2, 0, State.DIRTY, 0)]
+
+
+async def test_it_dies_with_the_lock(serving: OneZone, nursery: trio.Nursery) -> None:
+    nursery.start_soon(serving.pool.keep_filled)
+    await serving.keyring.new_file(serving.zone)
+    await until(lambda: len(serving.pool) > 0)
+    serving.keyring.end_leases(serving.zone, Locked("operator"))
+    assert len(serving.pool) == 0
+    with pytest.raises(Locked):
+        await serving.keyring.new_file(serving.zone)
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_a_lock_overtook_does_not_get_in(serving: OneZone, nursery: trio.Nursery) -> None:
+    """The token answers a refill after the lock: those DEKs were made in an epoch that has ended."""
+    pool = pool_of(serving, 8, 4)
+    nursery.start_soon(pool.keep_filled)
+    serving.token.hang()
+    nursery.start_soon(_take_refused, pool)
+    await until(serving.token.entered.is_set)
+    serving.keyring.end_leases(serving.zone, Locked("operator"))
+    serving.token.answer()
+    await until(lambda: serving.worker.waiting == 0 and serving.worker.busy_seconds == 0.0)
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert len(pool) == 0
+    nursery.cancel_scope.cancel()
+
+
+async def _take_refused(pool: DekPool) -> None:
+    with pytest.raises(Locked):
+        await pool.take()
+
+
+@pytest.mark.parametrize("error", [TokenUnavailable, Disabled, CmkNotFound])
+async def test_a_refill_that_fails_does_not_end_the_mount(error: type[Exception], nursery: trio.Nursery) -> None:
+    fails = True
+    calls: list[int] = []
+
+    async def prepare(count: int) -> list[NewFile]:
+        calls.append(count)
+        if fails:
+            raise error("no")
+        return [object()] * count  # type: ignore[list-item]
+
+    pool = DekPool(prepare, size=4, batch=4)
+    nursery.start_soon(pool.keep_filled)
+    with pytest.raises(error):
+        await pool.take()
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(calls) == 2  # not tried over and over either
+    fails = False
+    await pool.take()
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(pool) == 4
+    nursery.cancel_scope.cancel()
