@@ -6,7 +6,6 @@ its parent and the list of zones; nothing here trusts a path.
 
 import errno
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
@@ -62,17 +61,6 @@ def plain_name(directory: Directory, dir_fd: int, entry: bytes) -> bytes:
             raise Damaged("a long name whose sidecar belongs to another")
         return directory.zone.keys.open_name(directory.dir_id, sealed)
     return directory.zone.keys.open_name(directory.dir_id, entry)
-
-
-def plain_names(directory: Directory, dir_fd: int, entries: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """(plain name, backing entry) of each entry that authenticates; others are not shown."""
-    for entry in entries:
-        if entry.startswith(OWN_PREFIX):
-            continue
-        try:
-            yield plain_name(directory, dir_fd, entry), entry
-        except (Damaged, FileNotFoundError):
-            continue
 
 
 class Directories:

@@ -25,11 +25,11 @@ class FileHandle:
 
 @dataclass(slots=True)
 class DirHandle:
-    """An open directory; `entries` is the listing as of the last rewind: (plain name, backing name)."""
+    """An open directory; `entries` is the listing as of the last rewind: backing names, `.` and `..` first."""
 
     inode: Inode
     request: Request
-    entries: list[tuple[bytes, bytes]] = field(default_factory=list)
+    entries: list[bytes] = field(default_factory=list)
 
 
 class Handles:

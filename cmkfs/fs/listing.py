@@ -8,8 +8,9 @@ import os
 import pyfuse3
 import trio
 
+from cmkfs.errors import Damaged
 from cmkfs.fs.attributes import Attributes
-from cmkfs.fs.directory import Directories, plain_names
+from cmkfs.fs.directory import OWN_PREFIX, Directories, plain_name
 from cmkfs.fs.handles import DirHandle
 from cmkfs.fs.inodes import Inode, InodeTable
 
@@ -27,7 +28,7 @@ class Listing:
 
     async def read(self, handle: DirHandle) -> None:
         """Read the directory anew. Raises Locked, Damaged, OSError."""
-        directory = self._directories.of(handle.inode)
+        self._directories.of(handle.inode)
         fd = self._inodes.open(handle.inode, os.O_RDONLY)
         try:
             if os.fstat(fd).st_size < _BIG_DIRECTORY:
@@ -35,8 +36,9 @@ class Listing:
             else:
                 listed = await trio.to_thread.run_sync(os.listdir, fd)
             entries = [os.fsencode(name) for name in listed]
-            with self._inodes.permitted(handle.inode):
-                handle.entries = [(b".", b""), (b"..", b""), *plain_names(directory, fd, entries)]
+            # Names are opened when they are given out: all at once would hold up everybody else, and a lock
+            # would leave them in memory.
+            handle.entries = [b".", b"..", *(entry for entry in entries if not entry.startswith(OWN_PREFIX))]
         finally:
             os.close(fd)
 
@@ -49,13 +51,14 @@ class Listing:
                     return
 
     def _reply_entry(self, handle: DirHandle, dir_fd: int, number: int, token: pyfuse3.ReaddirToken) -> bool:
-        name, entry = handle.entries[number]
-        if not entry:
-            return pyfuse3.readdir_reply(token, name, self._dot(handle.inode, name), number + 1)
+        entry = handle.entries[number]
+        if entry in (b".", b".."):
+            return pyfuse3.readdir_reply(token, entry, self._dot(handle.inode, entry), number + 1)
         try:
+            name = plain_name(self._directories.of(handle.inode), dir_fd, entry)
             found = os.stat(entry, dir_fd=dir_fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return True  # removed since the listing was read
+        except (Damaged, FileNotFoundError):
+            return True  # not a name of this directory, or removed since the listing was read
         inode = self._inodes.learn(found, handle.inode, entry)
         if not pyfuse3.readdir_reply(token, name, self._attributes.fill(inode, found), number + 1):
             self._inodes.drop_if_unused(inode)

@@ -28,6 +28,7 @@ from cmkfs.fs.backingfile import BackingFile
 from cmkfs.fs.inodes import Inode
 from cmkfs.fs.rwlock import RWLock
 from cmkfs.fs.slots import NEW_FILE, SealedClean, Slots, new_header
+from cmkfs.fs.xattrs import has_xattrs
 from cmkfs.keys.keyring import Keyring, Lease
 from cmkfs.keys.zone import Zone, ZoneState
 
@@ -50,7 +51,6 @@ class OpenFile:
         identity: Identity,
         lease: Lease,
         slots: ReadSlots,
-        on_dirty: Callable[["OpenFile"], None],
         backing_size: int,
     ) -> None:
         self.inode = inode
@@ -70,22 +70,29 @@ class OpenFile:
         self._keyring = keyring
         self._lease: Lease | None = lease
         self.pages = BackingFile(backing, fd, backing_size)
-        self._on_dirty = on_dirty
+        self.on_dirty: Callable[[OpenFile], None] | None = None
+        """Told when the file leaves its clean state; set once the file is open for good."""
 
     # -- the key ---------------------------------------------------------------------------------
 
     async def _reading_key(self) -> FileKey:
         """The key, for what is given out. Raises Locked, Disabled, …"""
         self.zone.check()
-        if self._lease is None or not self._lease.valid:
-            self._lease = await self._keyring.lease(self.zone, self.identity)
+        while self._lease is None or not self._lease.valid:
+            identity = self.identity
+            lease = await self._keyring.lease(self.zone, identity)
+            if self.identity is identity:  # else it was truncated meanwhile, and has another key now
+                self._lease = lease
         return self._lease.key
 
     async def _storing_key(self) -> FileKey:
         """The key, for dirty pages that the kernel hands over: also while a lock settles."""
-        if self.zone.state is ZoneState.SETTLING and self._lease is not None:
-            return self._lease.key
-        return await self._reading_key()
+        if self.zone.state is not ZoneState.SETTLING:
+            return await self._reading_key()
+        if self._lease is None:
+            # Written since an unlock, without a request: the key was not needed until now.
+            self._lease = await self._keyring.lease_to_settle(self.zone, self.identity)
+        return self._lease.key
 
     async def renew_lease(self) -> None:
         """After an unlock: have the key again before it is needed. Raises Locked, Disabled, …"""
@@ -285,28 +292,39 @@ class OpenFile:
             self.sync_failed = True
             raise
 
-    async def replace_content(self, identity: Identity, lease: Lease) -> None:
-        """Truncate to zero (docs/format.md, 8.5): emptied, then a new header, with nothing to sync."""
+    async def replace_content(self, identity: Identity, lease: Lease) -> Identity | None:
+        """Truncate to zero (docs/format.md, 8.5): emptied, then a new header, with nothing to sync.
+
+        Gives the identity that it had; None, and nothing is done, if it has got attributes meanwhile.
+        """
         async with self.lock.writing():
-            self.pages.keep_mtime()
             self.zone.check()
+            if has_xattrs(self.fd):
+                return None
+            self.pages.keep_mtime()
+            old = self.identity
             self.identity, self._lease = identity, lease
             was_clean = not self.slots.dirty
             self.slots.take(NEW_FILE)
             self.holes, self.size = Holes.NONE, 0
             self._changed(0)
             if was_clean:
-                self._on_dirty(self)
+                self._tell_dirty()
             try:
                 self.pages.empty(new_header(identity, lease.key))
             except OSError:
                 self.sync_failed = True  # without a header it must not be called settled: recovery gives it one
                 raise
+            return old
 
     def _begin_dirty(self, key: FileKey, floor: int | None = None) -> None:
         if not self.slots.dirty:
             self.slots.go_dirty(key, self.size if floor is None else floor, self.holes)
-            self._on_dirty(self)
+            self._tell_dirty()
+
+    def _tell_dirty(self) -> None:
+        if self.on_dirty is not None:
+            self.on_dirty(self)
 
     # -- durability ------------------------------------------------------------------------------
 

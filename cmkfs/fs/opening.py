@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import trio
 
 from cmkfs.crypto.content import ZERO_PAGE, Buffer, ContentCipher
-from cmkfs.errors import Damaged
+from cmkfs.errors import CmkfsError, Damaged
 from cmkfs.format.header import Identity, Slot, is_unwritten
 from cmkfs.format.layout import BLOCK, PAGE, cipher_off, plain_size_of
 from cmkfs.format.verdict import Verdict, judge
@@ -19,6 +19,7 @@ from cmkfs.fs.backing import Backing
 from cmkfs.fs.inodes import Inode, InodeTable
 from cmkfs.fs.openfile import OpenFile
 from cmkfs.fs.slots import NEW_FILE, new_header
+from cmkfs.fs.xattrs import has_xattrs, own_xattrs
 from cmkfs.keys.keyring import Keyring, Lease
 from cmkfs.keys.zone import Zone
 
@@ -57,7 +58,11 @@ class FileOpener:
                 await self._open_first(inode, zone)
             finally:
                 self._opening.pop(inode).set()
-        zone.check()
+        try:
+            zone.check()
+        except CmkfsError:
+            self.release(inode.file)
+            raise
         return inode.file
 
     async def _open_first(self, inode: Inode, zone: Zone) -> None:
@@ -69,6 +74,10 @@ class FileOpener:
             raise
         inode.file = file
         self._living_ids[file.identity.file_id] = file
+        # Only now: a file that could not be opened must never be settled, its descriptor is somebody else's.
+        file.on_dirty = self._on_dirty
+        if file.slots.dirty:
+            self._on_dirty(file)
 
     def _open_backing(self, inode: Inode) -> int:
         if self._backing.read_only:
@@ -91,7 +100,7 @@ class FileOpener:
         slots = lease.key.read_slots(page)
         backing_size = os.fstat(fd).st_size
         verdict = judge(slots.slot, backing_size, recovering=self.recovering)
-        file = OpenFile(self._backing, self._keyring, inode, fd, identity, lease, slots, self._on_dirty, backing_size)
+        file = OpenFile(self._backing, self._keyring, inode, fd, identity, lease, slots, backing_size)
         if verdict is Verdict.SCAN:
             await self._end_dirty_file(file, lease.key.content, slots.slot, backing_size)
         elif verdict is Verdict.CUT or self.recovering:
@@ -112,7 +121,7 @@ class FileOpener:
         page = await self._pages(file.fd, 1, cipher_off(block))
         try:
             return content.open(block, page, slot.generation + 1).length > length
-        except (Damaged, IndexError):
+        except Damaged:
             return False  # reads of this block will be EIO; the rest of the file is served
 
     async def _end_dirty_file(self, file: OpenFile, content: ContentCipher, slot: Slot, backing_size: int) -> None:
@@ -123,7 +132,6 @@ class FileOpener:
         await file.cut_to(size)
         if not self.recovering and file.inode.lookups and plain_size_of(backing_size) != size:
             await self._retell_size(file)
-        self._on_dirty(file)
 
     async def _find_end(self, fd: int, content: ContentCipher, slot: Slot, backing_size: int) -> int:
         """Where a dirty file ends: at the first block from the floor on that is not whole."""
@@ -168,19 +176,17 @@ class FileOpener:
         if not self._backing.read_only:
             os.ftruncate(fd, 0)
             self._backing.append(fd, data, 0)
-            for name in os.listxattr(fd):
-                if name.startswith("user.cmkfs."):
-                    os.removexattr(fd, name)
-        file = OpenFile(self._backing, self._keyring, inode, fd, identity, lease, NEW_FILE, self._on_dirty, PAGE)
-        self._on_dirty(file)
-        return file
+            for name in own_xattrs(fd):
+                os.removexattr(fd, name)
+        return OpenFile(self._backing, self._keyring, inode, fd, identity, lease, NEW_FILE, PAGE)
 
     def created(self, inode: Inode, fd: int, new: tuple[Identity, Lease]) -> OpenFile:
         """Write the header of a file that was just created and give its open file. Raises OSError (ENOSPC)."""
         identity, lease = new
         data = new_header(identity, lease.key)
         self._backing.append(fd, data, 0)
-        file = OpenFile(self._backing, self._keyring, inode, fd, identity, lease, NEW_FILE, self._on_dirty, PAGE)
+        file = OpenFile(self._backing, self._keyring, inode, fd, identity, lease, NEW_FILE, PAGE)
+        file.on_dirty = self._on_dirty
         inode.file = file
         self._living_ids[identity.file_id] = file
         file.changes += 1
@@ -189,15 +195,15 @@ class FileOpener:
 
     async def truncate_to_zero(self, file: OpenFile) -> None:
         """Empty a file; its attributes are bound to its id, so only a file without any gets a new one."""
-        if any(name.startswith("user.cmkfs.") for name in os.listxattr(file.fd)):
-            await file.truncate(0)
-            return
-        if not file.size:
-            return
-        identity, lease = await self._keyring.new_file(file.zone)
-        self._living_ids.pop(file.identity.file_id, None)
-        await file.replace_content(identity, lease)
-        self._living_ids[identity.file_id] = file
+        if file.size and not has_xattrs(file.fd):
+            identity, lease = await self._keyring.new_file(file.zone)
+            old = await file.replace_content(identity, lease)
+            if old is not None:
+                if self._living_ids.get(old.file_id) is file:
+                    del self._living_ids[old.file_id]
+                self._living_ids[identity.file_id] = file
+                return
+        await file.truncate(0)
 
     def release(self, file: OpenFile) -> None:
         """Close a file that nobody has open: it is settled, or nobody can reach it any more."""

@@ -37,6 +37,7 @@ class Settler:
         self._wake = trio.Event()
         self._one_at_a_time = trio.Lock()
         self._hurry = False
+        self._failed = 0
         self.batches = 0
 
     def __len__(self) -> int:
@@ -52,7 +53,8 @@ class Settler:
         if self._backing.read_only:
             return
         self._dirty[file] = time.monotonic()
-        if len(self._dirty) == 1 or len(self._dirty) >= self._max_dirty:
+        hopeful = len(self._dirty) - self._failed
+        if hopeful == 1 or hopeful >= self._max_dirty:
             self._wake.set()
 
     def soon(self) -> None:
@@ -65,7 +67,7 @@ class Settler:
         while True:
             await self._wake.wait()
             with trio.move_on_after(INTERVAL):
-                while len(self._dirty) < self._max_dirty and not self._hurry:
+                while len(self._dirty) - self._failed < self._max_dirty and not self._hurry:
                     self._wake = trio.Event()
                     await self._wake.wait()
             self._wake, self._hurry = trio.Event(), False
@@ -73,14 +75,14 @@ class Settler:
                 await self.settle_all()
             except OSError as error:
                 log.error("what was written could not be made durable: %s", error)
-            if self._dirty:
+            if self._hopeful():
                 self._wake.set()
 
     async def settle_all(self) -> None:
         """One batch. Raises OSError if the sync failed; then nothing is called clean."""
         async with self._one_at_a_time:
             self._drop_removed()
-            batch = [(file, file.changes) for file in self._dirty if not file.lock.busy]
+            batch = [(file, file.changes) for file in self._hopeful() if not file.lock.busy]
             if not batch:
                 return
             self.batches += 1
@@ -98,6 +100,12 @@ class Settler:
                     self._release(file)
                 self._drop_removed()
 
+    def _hopeful(self) -> list[OpenFile]:
+        """The dirty files that a batch can settle: what failed to sync once stays dirty until recovery looked at it."""
+        hopeful = [file for file in self._dirty if not file.sync_failed]
+        self._failed = len(self._dirty) - len(hopeful)
+        return hopeful
+
     def _drop_removed(self) -> None:
         """A file that nobody can reach any more needs no slot."""
         for file in list(self._dirty):
@@ -106,19 +114,25 @@ class Settler:
                 self._release(file)
 
     async def _sync(self, files: list[OpenFile]) -> None:
-        try:
+        """Make files durable, each by itself or all at once. Raises the first OSError, when all have been tried."""
+        errors = [error for file in files if (error := _tried(file, file.prepare_sync)) is not None]
+        if len(files) <= FEW or not self._backing.kind.syncs_as_a_whole:
             for file in files:
-                file.prepare_sync()
-            if len(files) <= FEW or not self._backing.kind.syncs_as_a_whole:
-                for file in files:
+                try:
                     await self._backing.fsync(file.fd)
-            else:
+                except OSError as error:
+                    file.sync_failed = True
+                    errors.append(error)
+        else:
+            try:
                 await self._backing.sync_whole()
-        except OSError:
-            # Which file it hit cannot be told; none of them is called durable again before recovery looked at it.
-            for file in files:
-                file.sync_failed = True
-            raise
+            except OSError:
+                # Which file it hit cannot be told: recovery will look at each of them.
+                for file in files:
+                    file.sync_failed = True
+                raise
+        if errors:
+            raise errors[0]
 
     async def _settle(self, file: OpenFile, changes: int) -> None:
         try:
@@ -128,5 +142,14 @@ class Settler:
         except (OSError, CmkfsError) as error:
             log.warning("a file stays dirty: %s", error)
             return
-        if settled:
+        if settled and not file.slots.dirty:  # it may have been written to during that fsync
             self._dirty.pop(file, None)
+
+
+def _tried(file: OpenFile, step: Callable[[], None]) -> OSError | None:
+    try:
+        step()
+    except OSError as error:
+        file.sync_failed = True
+        return error
+    return None

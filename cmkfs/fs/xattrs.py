@@ -79,3 +79,13 @@ def _check_name(name: bytes) -> None:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
     if len(name) > MAX_NAME:
         raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
+
+
+def own_xattrs(fd: int) -> list[str]:
+    """The backing names of the attributes that a file has."""
+    return [name for name in os.listxattr(fd) if name.startswith(PREFIX)]
+
+
+def has_xattrs(fd: int) -> bool:
+    """True if the file has any: they are bound to its id, which then must stay."""
+    return bool(own_xattrs(fd))

@@ -13,7 +13,7 @@ from typing import TypeVar
 from cmkfs.crypto.dek import FileKey
 from cmkfs.crypto.kdf import commitment
 from cmkfs.crypto.zonekeys import ZoneKeys
-from cmkfs.errors import Damaged, KeyUnavailable, PolicyDenied, UnknownFormat
+from cmkfs.errors import CmkfsError, Damaged, KeyUnavailable, PolicyDenied, UnknownFormat
 from cmkfs.format.header import Identity
 from cmkfs.format.recipient import CmkVersion, Recipient, WrapContext, WrapKind
 from cmkfs.format.vault import VaultFile
@@ -27,6 +27,8 @@ from cmkfs.policy import Action
 
 _T = TypeVar("_T")
 _VERSION_SECONDS = 1.0
+_BATCH_SECONDS = 0.02
+"""A batch of wraps ends after this, so that with a slow token nothing waits behind more than one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +89,12 @@ class Keyring:
         )
         lease = Lease(key, zone, epoch)
         if not lease.valid:
-            raise (
-                zone.refusal()
-                if zone.state is not ZoneState.SERVING
-                else KeyUnavailable("the zone was just locked")
-            )
+            raise _ended(zone)
         return lease
+
+    async def lease_to_settle(self, zone: Zone, identity: Identity) -> Lease:
+        """The key of a file with dirty pages, while a lock stores them. Raises Disabled, Locked, TokenUnavailable."""
+        return Lease(await self._unwrap(zone, identity, zone.epoch), zone, zone.epoch)
 
     async def new_file(self, zone: Zone) -> tuple[Identity, Lease]:
         """Identity and lease for a file that is being created. Raises Locked, Disabled, TokenUnavailable."""
@@ -100,11 +102,7 @@ class Keyring:
         epoch = zone.epoch
         new = await self._pools[zone.zone_id].take()
         if zone.epoch != epoch:
-            raise (
-                zone.refusal()
-                if zone.state is not ZoneState.SERVING
-                else KeyUnavailable("the zone was just locked")
-            )
+            raise _ended(zone)
         self._caches[zone.zone_id].put(new.identity.hash(), new.key)
         return new.identity, Lease(new.key, zone, epoch)
 
@@ -119,16 +117,17 @@ class Keyring:
         )
         try:
             if zone.epoch != epoch:
-                raise zone.refusal()
-            return FileKey(dek, identity, zone.keys.header_secret)
+                raise _ended(zone)
+            return FileKey(dek, identity, zone.keys_to_settle().header_secret)
         finally:
             dek[:] = bytes(len(dek))
 
     async def _prepare(self, zone: Zone, count: int) -> list[NewFile]:
         def wrap_all() -> tuple[CmkVersion, list[tuple[bytes, bytes, bytes]]]:
             version = self._newest(zone)
-            made = []
-            for _ in range(count):
+            made: list[tuple[bytes, bytes, bytes]] = []
+            began = time.monotonic()
+            while len(made) < count and (not made or time.monotonic() - began < _BATCH_SECONDS):
                 file_id, dek = random_id(), os.urandom(SECRET_SIZE)
                 context = WrapContext(
                     WrapKind.FILE, self.vault.vault_hash, zone.zone_id, file_id, commitment(dek)
@@ -139,7 +138,7 @@ class Keyring:
         epoch = zone.epoch
         version, made = await self._call(wrap_all)
         if zone.epoch != epoch:
-            raise zone.refusal()
+            raise _ended(zone)
         secret = zone.keys.header_secret
         new_files = []
         for file_id, dek, wrapped in made:
@@ -210,6 +209,11 @@ def unwrap_zone_secret(provider: KeyProvider, vault: VaultFile, zone: Zone) -> b
         WrapKind.ZONE, vault.vault_hash, zone.zone_id, zone.zone_id, zone.record.commitment
     ).to_bytes(recipient.version)
     return provider.unwrap(recipient.version, recipient.wrapped, context=context)
+
+
+def _ended(zone: Zone) -> CmkfsError:
+    """Why a key that was asked for is not given: the zone was locked meanwhile, and perhaps serves again."""
+    return KeyUnavailable("the zone was just locked") if zone.state is ZoneState.SERVING else zone.refusal()
 
 
 def _recipient_for(zone: Zone, identity: Identity) -> Recipient:

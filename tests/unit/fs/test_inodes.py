@@ -1,0 +1,224 @@
+"""The table of inodes, on a plain directory: it needs no keys."""
+
+import errno
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cmkfs.errors import Damaged
+from cmkfs.fs.backing import Backing
+from cmkfs.fs.inodes import ROOT_INO, Ino, Inode, InodeTable
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Iterator[InodeTable]:
+    backing = Backing(tmp_path, read_only=False)
+    made = InodeTable(backing, max_dir_fds=3)
+    before = open_descriptors()
+    yield made
+    made.close()
+    assert open_descriptors() == before
+    backing.close()
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def find(table: InodeTable, parent: Inode, name: bytes) -> Inode:
+    """As `lookup` does it."""
+    found = os.stat(name, dir_fd=table.dir_fd(parent), follow_symlinks=False)
+    inode = table.learn(found, parent, name)
+    inode.lookups += 1
+    return inode
+
+
+def test_the_root_is_number_1_and_stays(table: InodeTable) -> None:
+    assert table[1] is table.root
+    table.forget([(ROOT_INO, 10)])
+    assert table[1] is table.root
+    assert table.stat(table.root).st_ino == os.fstat(table.backing.root_fd).st_ino
+
+
+def test_a_number_that_was_never_told_is_stale(table: InodeTable) -> None:
+    with pytest.raises(OSError, match="Stale") as caught:
+        table[12345]
+    assert caught.value.errno == errno.ESTALE
+    assert table.get(12345) is None
+
+
+def test_numbers_are_those_of_the_backing(table: InodeTable, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert find(table, table.root, b"file").ino == (tmp_path / "file").stat().st_ino
+
+
+def test_links_are_one_inode_with_two_places(table: InodeTable, tmp_path: Path) -> None:
+    (tmp_path / "one").write_text("x")
+    (tmp_path / "two").hardlink_to(tmp_path / "one")
+    one = find(table, table.root, b"one")
+    assert find(table, table.root, b"two") is one
+    assert [name for _, name in one.places] == [b"one", b"two"]
+    find(table, table.root, b"one")
+    assert [name for _, name in one.places] == [b"two", b"one"]
+
+
+def test_a_directory_has_one_place(table: InodeTable, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    inode = find(table, table.root, b"one")
+    (tmp_path / "one").rename(tmp_path / "two")
+    assert find(table, table.root, b"two") is inode
+    assert [name for _, name in inode.places] == [b"two"]
+
+
+def test_a_rename_above_needs_nothing(table: InodeTable, tmp_path: Path) -> None:
+    (tmp_path / "top" / "below").mkdir(parents=True)
+    (tmp_path / "top" / "below" / "file").write_text("x")
+    top = find(table, table.root, b"top")
+    file = find(table, find(table, top, b"below"), b"file")
+    (tmp_path / "top").rename(tmp_path / "moved")
+    top.add_place(table.root, b"moved")
+    assert table.stat(file).st_size == 1
+
+
+def test_directory_descriptors_are_bounded_and_come_back(table: InodeTable, tmp_path: Path) -> None:
+    inodes = []
+    for number in range(8):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "file").touch()
+        inodes.append(find(table, table.root, str(number).encode()))
+    before = open_descriptors()
+    for inode in [*inodes, *inodes[::-1]]:
+        assert os.stat(b"file", dir_fd=table.dir_fd(inode))
+        assert open_descriptors() - before <= 3
+
+
+def test_a_tree_deeper_than_python_recurses(table: InodeTable, tmp_path: Path) -> None:
+    depth = sys.getrecursionlimit() + 100
+    here, inode = os.open(tmp_path, os.O_RDONLY), table.root
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=here)
+        inode = find(table, inode, b"d")
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    assert stat.S_ISDIR(os.fstat(table.dir_fd(inode)).st_mode)
+    table.close()
+    _remove_deep(tmp_path, depth)
+
+
+def _remove_deep(top: Path, depth: int) -> None:
+    """Deeper than pytest's own cleaning can go: each level is moved up and removed."""
+    for _ in range(depth):
+        below = top / "d" / "d"
+        if below.exists():
+            below.rename(top / "e")
+        (top / "d").rmdir()
+        if (top / "e").exists():
+            (top / "e").rename(top / "d")
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "fifo"])
+def test_what_was_swapped_is_stale_and_never_followed(table: InodeTable, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "file").write_text("x")
+    inode = find(table, table.root, b"file")
+    (tmp_path / "file").rename(tmp_path / "away")
+    if kind == "file":
+        (tmp_path / "file").write_text("other")
+    elif kind == "link":
+        (tmp_path / "file").symlink_to("secret")
+    else:
+        os.mkfifo(tmp_path / "file")
+    with pytest.raises(OSError, match="Stale") as caught:
+        table.stat(inode)
+    assert caught.value.errno == errno.ESTALE
+    with pytest.raises(OSError) as caught:
+        table.open(inode, os.O_RDONLY)
+    assert caught.value.errno in (errno.ESTALE, errno.ELOOP)
+
+
+def test_a_swapped_directory_is_stale(table: InodeTable, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    inode = find(table, table.root, b"one")
+    (tmp_path / "one").rename(tmp_path / "away")
+    (tmp_path / "one").mkdir()
+    with pytest.raises(OSError, match="Stale"):
+        table.dir_fd(inode)
+
+
+def test_another_filesystem_inside_is_damage(table: InodeTable) -> None:
+    with pytest.raises(Damaged):
+        table.learn(os.stat("/proc/self"), table.root, b"proc")
+
+
+def test_a_number_that_changes_its_type_while_it_is_known_is_damage(table: InodeTable, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    inode = find(table, table.root, b"file")
+    inode.fmt = stat.S_IFDIR
+    with pytest.raises(Damaged):
+        find(table, table.root, b"file")
+    inode.lookups = 0
+    assert find(table, table.root, b"file") is not inode
+
+
+def test_an_inode_that_lost_its_name_is_reached_while_it_is_known(table: InodeTable, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("content")
+    inode = find(table, table.root, b"file")
+    found = os.stat(tmp_path / "file")
+    table.pin_before_removal(found, table.backing.root_fd, b"file")
+    (tmp_path / "file").unlink()
+    assert table.removed(found, table.root, b"file") is inode
+    assert inode.removed
+    assert table.stat(inode).st_nlink == 0
+    fd = table.open(inode, os.O_RDONLY)
+    assert os.read(fd, 10) == b"content"
+    os.close(fd)
+    (tmp_path / "file").write_text("new")  # its number is not used again meanwhile
+    assert os.stat(tmp_path / "file").st_ino != inode.ino
+    table.forget([(inode.ino, 1)])
+    assert table.get(inode.ino) is None
+
+
+def test_an_inode_with_another_name_is_not_removed(table: InodeTable, tmp_path: Path) -> None:
+    (tmp_path / "one").write_text("x")
+    (tmp_path / "two").hardlink_to(tmp_path / "one")
+    inode = find(table, table.root, b"one")
+    found = os.stat(tmp_path / "one")
+    table.pin_before_removal(found, table.backing.root_fd, b"one")
+    (tmp_path / "one").unlink()
+    table.removed(found, table.root, b"one")
+    assert not inode.removed
+    assert table.stat(inode).st_nlink == 1  # though its other name was never looked up
+
+
+def test_what_the_kernel_does_not_know_needs_no_pin(table: InodeTable, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    before = open_descriptors()
+    table.pin_before_removal(os.stat(tmp_path / "file"), table.backing.root_fd, b"file")
+    assert open_descriptors() == before
+    assert table.removed(os.stat(tmp_path / "file"), table.root, b"file") is None
+
+
+def test_lookups_are_counted(table: InodeTable, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    inode = find(table, table.root, b"file")
+    find(table, table.root, b"file")
+    table.forget([(inode.ino, 1), (Ino(999), 1)])
+    assert table[inode.ino] is inode
+    table.forget([(inode.ino, 1)])
+    assert table.get(inode.ino) is None
+    assert len(table) == 1
+
+
+def test_reach_gives_a_path_to_the_very_inode(table: InodeTable, tmp_path: Path) -> None:
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "link").symlink_to("dir")
+    for name in (b"dir", b"link"):
+        inode = find(table, table.root, name)
+        with table.reach(inode) as path:
+            assert os.stat(path).st_ino == inode.ino
