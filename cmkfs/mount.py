@@ -220,14 +220,21 @@ async def _unmount_on_signal(mounted: Mounted, device: FuseDevice) -> None:
                 await trio.to_thread.run_sync(partial(device.unmount, lazy=lazy))
             except Busy as error:
                 log.warning("not unmounted: %s; a second signal detaches it all the same", error)
-                await mounted.settler.settle_all()
                 lazy = True
+                try:
+                    await mounted.settler.settle_all()
+                except OSError as failure:
+                    log.error("what was written could not be made durable: %s", failure)
 
 
 async def _leave(device: FuseDevice) -> None:
     """Whatever ended the service: no dead mount point stays behind."""
     with trio.CancelScope(shield=True):
         # Cut first: nothing may wait for a daemon that serves no more while the mount is being taken down.
+        try:
+            await trio.to_thread.run_sync(device.abort)
+        except CmkfsError as error:
+            log.debug("the connection is not cut by hand: %s", error)
         device.close()
         try:
             await trio.to_thread.run_sync(partial(device.unmount, lazy=True))

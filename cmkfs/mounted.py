@@ -113,6 +113,8 @@ class Mounted:
             self._attributes.found_sizes = recovery.found_sizes
         if not self._backing.read_only:
             since = self._vaultdir.backing_now_ns()
+            if self.recovered is not None and self.recovered.incomplete:
+                since = last.unsettled_since
             self._session = Session(last.sequence + 1, SessionState.OPEN, random_id(), since)
             await self._vaultdir.write_session(self._session)
 
@@ -141,7 +143,8 @@ class Mounted:
         except OSError as failure:
             error = str(failure)
         unsaved = [self._name(file) for file in self.settler.dirty]
-        if self._session is not None and not unsaved and not error:
+        complete = self.recovered is None or not self.recovered.incomplete
+        if self._session is not None and complete and not unsaved and not error:
             error = await self._close_session(self._session)
         for file in self.settler.dirty:
             file.close()
@@ -164,7 +167,7 @@ class Mounted:
 
     def background(self) -> list[Callable[[], Awaitable[None]]]:
         """Tasks to run while requests are served."""
-        return [self.settler.run, *(watch.run for watch in self._watches.values())]
+        return [self.settler.run, self._locks.renew_leases, *(watch.run for watch in self._watches.values())]
 
     def ready_report(self) -> Fields:
         """What the mount command tells its user."""
@@ -250,7 +253,6 @@ class Mounted:
         zones = self._named(arguments)
         was_unlocked = all(zone.state is ZoneState.SERVING for zone in zones)
         for zone in zones:
-            zone.locked_by_operator = False
             watch = self._watches[zone.cmk_id]
             await watch.look()
             if watch.refusal is not None:
@@ -258,6 +260,8 @@ class Mounted:
             if not watch.healthy:
                 raise TokenUnavailable("the token does not answer")
         await self._locks.unlock(zones)
+        for zone in zones:
+            zone.locked_by_operator = False
         return {"was_unlocked": was_unlocked}
 
     async def _confirm(self, arguments: Fields) -> Fields:
@@ -376,4 +380,3 @@ class Mounted:
             inode, name = inode.places[-1]
             parts.append(os.fsdecode(name))
         return str(self._vault.joinpath(*reversed(parts)))
-

@@ -150,9 +150,7 @@ def _matches(rule: Rule, who: Principal, *, unknown_groups: bool) -> bool:
         if entry.subject is Subject.USER:
             if entry.number == who.uid:
                 return True
-        elif entry.number == who.gid or (
-            unknown_groups if who.groups is None else entry.number in who.groups
-        ):
+        elif entry.number == who.gid or (unknown_groups if who.groups is None else entry.number in who.groups):
             return True
     return False
 
@@ -205,9 +203,7 @@ def _rule(source: Source, index: int, accounts: Accounts) -> Rule:
         id=_id(source, ("rule", index, "id"), table["id"]),
         effect=_effect(source, ("rule", index, "effect"), table["effect"]),
         who=_entries(source, ("rule", index, "who"), table["who"], lambda text: _who(text, accounts)),
-        actions=frozenset[Action]().union(
-            *_entries(source, ("rule", index, "actions"), table["actions"], _actions)
-        ),
+        actions=frozenset[Action]().union(*_entries(source, ("rule", index, "actions"), table["actions"], _actions)),
     )
 
 

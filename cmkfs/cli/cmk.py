@@ -38,9 +38,7 @@ def create(name: str, key_type: str, as_json: bool) -> None:
     require_key_type(key_type)
     with token(Home.from_environment(), read_write=True) as provider:
         cmk = provider.create(name, key_type)
-    facts(
-        _document(cmk), [f"created CMK {cmk.name} ({cmk.key_type}, id {cmk.cmk_id.hex()})"], as_json=as_json
-    )
+    facts(_document(cmk), [f"created CMK {cmk.name} ({cmk.key_type}, id {cmk.cmk_id.hex()})"], as_json=as_json)
 
 
 @group.command("list", epilog="Example: cmkfs cmk list")
@@ -52,9 +50,7 @@ def list_(as_json: bool) -> None:
     with token(Home.from_environment(), read_write=False) as provider:
         cmks = provider.cmks()
     rows = [("NAME", "STATE", "TYPE", "VERSIONS", "ORIGIN", "CREATED")]
-    rows += [
-        (cmk.name, cmk.state, cmk.key_type, _versions(cmk.versions), cmk.origin, cmk.created) for cmk in cmks
-    ]
+    rows += [(cmk.name, cmk.state, cmk.key_type, _versions(cmk.versions), cmk.origin, cmk.created) for cmk in cmks]
     facts({"cmks": [_document(cmk) for cmk in cmks]}, table(rows), as_json=as_json)
 
 

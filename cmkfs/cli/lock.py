@@ -32,14 +32,10 @@ def lock(mountpoint: Path | None, name: str | None, every: bool, now: bool, as_j
     Prints what was open.
     """
     entries, dead = _targets(mountpoint, name, every)
-    answers = client.ask_each(
-        entries, lambda entry: client.ask(entry, "lock", seconds=SECONDS, now=now, cmk=name)
-    )
+    answers = client.ask_each(entries, lambda entry: client.ask(entry, "lock", seconds=SECONDS, now=now, cmk=name))
     code = _print(answers, _locked_lines, as_json)
     for entry in dead:
-        complain(
-            f"the mount at {entry.label} is dead and cannot be locked", hint=f"cmkfs umount {entry.label}"
-        )
+        complain(f"the mount at {entry.label} is dead and cannot be locked", hint=f"cmkfs umount {entry.label}")
     return combined([code, EXIT_FAILED if dead else 0])
 
 

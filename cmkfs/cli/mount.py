@@ -91,9 +91,7 @@ def _as_daemon(order: _Order, vault: Path, mountpoint: Path, ready_fd: int, pin_
         raise
 
 
-def _serve(
-    order: _Order, vault: Path, mountpoint: Path, pin: str | None, ready: Callable[[Fields], None]
-) -> int:
+def _serve(order: _Order, vault: Path, mountpoint: Path, pin: str | None, ready: Callable[[Fields], None]) -> int:
     from cmkfs.mount import MountSpec, serve
 
     logging.basicConfig(

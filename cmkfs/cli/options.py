@@ -19,9 +19,7 @@ class Command(click.Command):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params.append(
-            click.Option(
-                ["--verbose"], is_flag=True, expose_value=False, help="Show where an error comes from."
-            )
+            click.Option(["--verbose"], is_flag=True, expose_value=False, help="Show where an error comes from.")
         )
 
 
@@ -43,9 +41,7 @@ def cmk_argument(function: _F) -> _F:
 
 def cmk_option(*, required: bool) -> Callable[[_F], _F]:
     """`--cmk NAME`, checked likewise."""
-    return click.option(
-        "--cmk", "name", metavar="NAME", required=required, callback=_cmk_name, help="The CMK."
-    )
+    return click.option("--cmk", "name", metavar="NAME", required=required, callback=_cmk_name, help="The CMK.")
 
 
 def _cmk_name(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:

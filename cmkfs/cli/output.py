@@ -47,9 +47,7 @@ def printable(text: str) -> str:
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows as lines, columns aligned; the first row is the heading."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def combined(codes: Iterable[int]) -> int:

@@ -48,9 +48,7 @@ def _all(home: Home, as_json: bool) -> int:
             lines += _lines(answer)
     for entry in dead:
         documents.append({"mountpoint": entry.label, "state": "dead"})
-        complain(
-            f"the mount at {entry.label} is dead: its daemon is gone", hint=f"cmkfs umount {entry.label}"
-        )
+        complain(f"the mount at {entry.label} is dead: its daemon is gone", hint=f"cmkfs umount {entry.label}")
     facts({"mounts": documents}, lines, as_json=as_json)
     return EXIT_FAILED if failed else 0
 
@@ -77,9 +75,7 @@ def recovery_lines(answer: Fields) -> list[str]:
     recovered = cast(Fields | None, answer.get("recovered"))
     if not recovered:
         return []
-    return [
-        "  recovered: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in recovered.items())
-    ]
+    return ["  recovered: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in recovered.items())]
 
 
 def _zone(zone: Fields) -> str:

@@ -95,9 +95,7 @@ def ask_to_say_when_ended(entry: Entry) -> Connection:
     return connection
 
 
-def ask_each(
-    entries: Iterable[Entry], question: Callable[[Entry], _T]
-) -> list[tuple[Entry, _T | CmkfsError]]:
+def ask_each(entries: Iterable[Entry], question: Callable[[Entry], _T]) -> list[tuple[Entry, _T | CmkfsError]]:
     """Put a question to several mounts at once: what each gives, or the error it raises."""
 
     def guarded(entry: Entry) -> _T | CmkfsError:

@@ -55,6 +55,12 @@ class ZoneKeys:
         self.seal_name = lru_cache(maxsize=8192)(self._seal_name)
         self.open_name = lru_cache(maxsize=8192)(self._open_name)
 
+    def forget(self) -> None:
+        """The zone is locked: names in the caches go, and the cycle that would keep the keys until it is collected."""
+        self.seal_name.cache_clear()
+        self.open_name.cache_clear()
+        self.__dict__.clear()
+
     # -- names ----------------------------------------------------------------------------------
 
     def _seal_name(self, dir_id: bytes, name: bytes) -> bytes:

@@ -38,7 +38,9 @@ class Attributes:
         entry.st_uid = found.st_uid
         entry.st_gid = found.st_gid
         entry.st_rdev = found.st_rdev
-        entry.st_size = self._size(inode, found)
+        entry.st_size = size = self._size(inode, found)
+        if inode.lookups <= 0 or inode.told_size is None:
+            inode.told_size = size
         entry.st_blocks = found.st_blocks
         entry.st_atime_ns = found.st_atime_ns
         kept = inode.file.pages.mtime_ns if inode.file is not None else None

@@ -22,9 +22,12 @@ _WAITS_BY_ITSELF = frozenset({"btrfs", "zfs", "bcachefs", "tmpfs"})
 _ORDERS_NAMES = frozenset({"ext4", "ext3", "xfs", "tmpfs"})
 """Where fsync of a file makes durable all names that were made before it, since there is one journal for all."""
 
+_AT_EMPTY_PATH = 0x1000
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 _libc.renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+_libc.fchownat.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_int]
 _libc.syncfs.argtypes = [ctypes.c_int]
 
 
@@ -40,6 +43,11 @@ def rename(source_dir: int, source: bytes, target_dir: int, target: bytes, flags
         os.rename(source, target, src_dir_fd=source_dir, dst_dir_fd=target_dir)
     else:
         _check(_libc.renameat2(source_dir, source, target_dir, target, flags))
+
+
+def chown(fd: int, uid: int, gid: int) -> None:
+    """fchownat(2) of what `fd` means, an O_PATH descriptor of a symlink too."""
+    _check(_libc.fchownat(fd, b"", uid, gid, _AT_EMPTY_PATH))
 
 
 @dataclass(frozen=True, slots=True)

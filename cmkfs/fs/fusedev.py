@@ -188,8 +188,8 @@ class FuseDevice:
             self._answers.close()
             self._answers = None
         if self._device >= 0:
-            os.close(self._device)
-            self._device = -1
+            device, self._device = self._device, -1
+            os.close(device)
 
 
 def open_device(mountpoint: Path, request: MountRequest, options: DeviceOptions | None = None) -> FuseDevice:

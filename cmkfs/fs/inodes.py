@@ -23,6 +23,7 @@ Ino = NewType("Ino", int)
 ROOT_INO = Ino(1)
 """FUSE_ROOT_ID: the number of the mount point, whatever its number in the vault is."""
 
+_NODE_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIR_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -43,6 +44,7 @@ class Inode:
         "pin",
         "places",
         "removed",
+        "told_size",
     )
 
     def __init__(self, ino: Ino, fmt: int) -> None:
@@ -59,6 +61,8 @@ class Inode:
         self.pin = -1
         self.removed = False
         self.may_be_setid = True
+        self.told_size: int | None = None
+        """The plain size that the kernel was told of a file that is not open: it never takes another one."""
 
     @property
     def is_dir(self) -> bool:
@@ -198,10 +202,20 @@ class InodeTable:
         if inode.is_dir:
             return os.open(b".", flags | os.O_DIRECTORY, dir_fd=self.dir_fd(inode))
         if inode.pin >= 0:
-            return os.open(f"/proc/self/fd/{inode.pin}", flags & ~os.O_NOFOLLOW)
+            return os.open(f"/proc/self/fd/{inode.pin}", flags & ~os.O_NOFOLLOW | os.O_NONBLOCK)
         parent, name = self._place(inode)
-        # A fifo put in the place of a file must not hold up the event loop before it is recognised.
-        fd = os.open(name, flags | os.O_NONBLOCK, dir_fd=self.dir_fd(parent))
+        # First without opening it: what was put in its place, a fifo or a device, must not be touched. And
+        # never blocking: a lease that somebody holds on the file would hold up the event loop.
+        node = os.open(name, _NODE_FLAGS, dir_fd=self.dir_fd(parent))
+        if flags & os.O_PATH:
+            return self._same_or_closed(inode, node)
+        try:
+            self._check_same(inode, os.fstat(node))
+            return os.open(f"/proc/self/fd/{node}", flags & ~os.O_NOFOLLOW | os.O_NONBLOCK)
+        finally:
+            os.close(node)
+
+    def _same_or_closed(self, inode: Inode, fd: int) -> int:
         try:
             self._check_same(inode, os.fstat(fd))
         except OSError:
@@ -269,7 +283,8 @@ class InodeTable:
         return inode.places[-1]
 
     def _check_same(self, inode: Inode, found: os.stat_result) -> None:
-        if found.st_ino != inode.ino:
+        same = found.st_ino == inode.ino and found.st_dev == self.backing.device
+        if not same or stat.S_IFMT(found.st_mode) != inode.fmt:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     # -- removal and forgetting ------------------------------------------------------------------

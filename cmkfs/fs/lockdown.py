@@ -7,6 +7,7 @@ The order is what makes it complete and lossless (docs/concurrency.md):
 4. open inodes are invalidated once more: what was dirtied in between is refused, not kept.
 """
 
+import gc
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -69,18 +70,25 @@ class Lockdown:
         self._settler = settler
         self._kernel = kernel
         self._turn = trio.Lock()
+        self._renew = trio.Event()
+        self._own_thread = trio.CapacityLimiter(2)
 
     async def lock(self, zones: Iterable[Zone], why: KeyUnavailable, *, drop_dirty: bool = False) -> LockReport:
         """End all leases; returns when nothing of the zones can be read any more."""
+        zones = list(zones)
         async with self._turn:
             serving = [zone for zone in zones if zone.state is ZoneState.SERVING]
             opened = self._opened(serving)
             stored, refused = self._operations.stored_while_settling, self._operations.refused_bytes
+            for zone in zones:
+                if zone.state is ZoneState.LOCKED and not zone.locked_by_operator:
+                    zone.explain(why)
             for zone in serving:
                 self._keyring.end_leases(zone, why)
             if not drop_dirty:
                 await self._invalidate(self._known(serving), STORE_SECONDS)
             self._drop_keys(serving)
+            gc.collect()  # cipher objects are in cycles; nothing of them stays until some later collection
             await self._invalidate(self._known(serving) if drop_dirty else self._open_inodes(serving), None)
             if serving:
                 self._settler.soon()
@@ -98,18 +106,27 @@ class Lockdown:
             locked = [zone for zone in zones if zone.state is ZoneState.LOCKED]
             for zone in locked:
                 await self._keyring.unlock(zone)
-                await self._lease_written_files(zone)
                 log.warning("unlocked: zone %s", zone.zone_id.hex())
+            self._renew.set()
             return bool(locked)
 
-    async def _lease_written_files(self, zone: Zone) -> None:
-        """Whole pages written to an open file reach the daemon only at the next lock: it must have the key by then."""
-        for handle in list(self._operations.handles.files.values()):
-            if handle.file.zone is zone and handle.writable:
-                try:
-                    await handle.file.renew_lease()
-                except CmkfsError as error:
-                    log.warning("an open file could not be unlocked: %s", error)
+    async def renew_leases(self) -> None:
+        """Background task: after an unlock, have the keys of the files that programs have open for writing.
+
+        Whole pages written to them reach the daemon only when a lock comes, and a disabled CMK unwraps no more.
+        """
+        while True:
+            await self._renew.wait()
+            self._renew = trio.Event()
+            for handle in list(self._operations.handles.files.values()):
+                if handle.writable and handle.file.zone.state is ZoneState.SERVING:
+                    try:
+                        await handle.file.key.reading()
+                    except KeyUnavailable as error:
+                        log.warning("open files wait for their keys: %s", error)
+                        break
+                    except CmkfsError as error:
+                        log.warning("an open file could not be unlocked: %s", error)
 
     def _drop_keys(self, zones: list[Zone]) -> None:
         for file in self._settler.dirty:
@@ -117,7 +134,7 @@ class Lockdown:
                 file.seal_clean()
         for inode in self._inodes:
             if inode.file is not None and inode.file.zone in zones:
-                inode.file.drop_key()
+                inode.file.key.drop()
         for zone in zones:
             self._keyring.drop_keys(zone)
 
@@ -127,7 +144,11 @@ class Lockdown:
         """Invalidate in a thread: it waits for requests that the event loop must answer meanwhile."""
         numbers = [int(inode.ino) for inode in inodes]
         with trio.move_on_after(seconds if seconds is not None else float("inf")) as scope:
-            await trio.to_thread.run_sync(partial(_invalidate_all, self._kernel, numbers), abandon_on_cancel=True)
+            await trio.to_thread.run_sync(
+                partial(_invalidate_all, self._kernel, numbers),
+                abandon_on_cancel=True,
+                limiter=self._own_thread,  # never behind forty reads of a slow disk
+            )
         if scope.cancelled_caught:
             log.error("dirty pages were not stored within %s s; they are refused now", seconds)
 

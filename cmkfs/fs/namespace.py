@@ -23,6 +23,7 @@ from cmkfs.fs.directory import (
     backing_name,
 )
 from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fs.newnodes import NewNodes
 from cmkfs.fs.symlinks import Symlinks
 from cmkfs.keys.policies import Request
 from cmkfs.keys.pool import random_id
@@ -41,7 +42,7 @@ class Namespace:
         self._directories = directories
         self._symlinks = symlinks
         self._unsynced: set[Inode] = set()
-        self._is_root = os.geteuid() == 0
+        self._new = NewNodes(backing)
 
     # -- durability ------------------------------------------------------------------------------
 
@@ -87,13 +88,15 @@ class Namespace:
         except OSError:
             self._drop_sidecar(dir_fd, names)
             raise
-        found = os.fstat(fd)
-        owner = self._new_owner(dir_fd, found, request)
-        if owner is not None:
-            os.fchown(fd, *owner)
-            if mode & (stat.S_ISUID | stat.S_ISGID):
-                os.fchmod(fd, mode & 0o7777)  # chown takes them away
-        return self._inodes.learn(found, parent, names.entry), fd
+        try:
+            found = os.fstat(fd)
+            self._new.give_away(dir_fd, fd, found, mode, request)
+            return self._inodes.learn(found, parent, names.entry), fd
+        except BaseException:
+            os.close(fd)
+            os.unlink(names.entry, dir_fd=dir_fd)
+            self._drop_sidecar(dir_fd, names)
+            raise
 
     def undo_create(self, parent: Inode, name: bytes, inode: Inode) -> None:
         """The header could not be written: the name goes again."""
@@ -119,14 +122,15 @@ class Namespace:
         """A symlink to `target`, 1 to 4,095 bytes."""
         names = self._prepare(parent, name)
         dir_fd = self._inodes.dir_fd(parent)
-        sealed = self._symlinks.seal(self._directories.of(parent).zone, target)
+        sealed = b""
         try:
+            sealed = self._symlinks.seal(self._directories.of(parent).zone, target)
             os.symlink(sealed, names.entry, dir_fd=dir_fd)
         except OSError:
             self._symlinks.remove_parts(sealed)
             self._drop_sidecar(dir_fd, names)
             raise
-        return self._finish(parent, names, 0, request)
+        return self._finish(parent, names, stat.S_IFLNK, request)
 
     def mkdir(self, parent: Inode, name: bytes, mode: int, request: Request) -> Found:
         """A directory; made under a reserved name beside, so that it never shows without its id."""
@@ -151,14 +155,14 @@ class Namespace:
     def _fill_new_directory(
         self, dir_fd: int, temporary: bytes, directory: Directory, mode: int, request: Request
     ) -> None:
-        os.symlink(directory.zone.keys.seal_dir_id(random_id()), temporary + b"/" + DIR_ID, dir_fd=dir_fd)
-        found = os.stat(temporary, dir_fd=dir_fd, follow_symlinks=False)
-        owner = self._new_owner(dir_fd, found, request)
-        if owner is not None:
-            os.chown(temporary, *owner, dir_fd=dir_fd, follow_symlinks=False)
-        if mode & stat.S_IRWXU != stat.S_IRWXU:
-            # What it has beside, setgid of its parent among them, stays.
-            os.chmod(temporary, stat.S_IMODE(found.st_mode) & ~stat.S_IRWXU | mode & stat.S_IRWXU, dir_fd=dir_fd)
+        with self._new.just_made(dir_fd, temporary, stat.S_IFDIR) as (fd, found):
+            # Fails if it is a directory of the vault already, put in the place of the new one.
+            os.symlink(directory.zone.keys.seal_dir_id(random_id()), DIR_ID, dir_fd=fd)
+            self._new.give_away(dir_fd, fd, found, 0, request)
+            if mode & stat.S_IRWXU != stat.S_IRWXU:
+                # What it has beside, setgid of its parent among them, stays.
+                rights = stat.S_IMODE(found.st_mode) & ~stat.S_IRWXU | mode & stat.S_IRWXU
+                os.chmod(f"/proc/self/fd/{fd}", rights)
 
     def link(self, inode: Inode, parent: Inode, name: bytes) -> Found:
         """Another name for an inode. Raises CrossZone if the names lie in different zones."""
@@ -203,22 +207,15 @@ class Namespace:
     def _finish(self, parent: Inode, names: BackingName, mode: int, request: Request) -> Found:
         """Give a new node to who asked for it, and know it."""
         dir_fd = self._inodes.dir_fd(parent)
-        found = self._stat(parent, names)
-        owner = self._new_owner(dir_fd, found, request)
-        if owner is not None:
-            os.chown(names.entry, *owner, dir_fd=dir_fd, follow_symlinks=False)
-            if mode & (stat.S_ISUID | stat.S_ISGID):
-                os.chmod(names.entry, mode & 0o7777, dir_fd=dir_fd)
-            found = self._stat(parent, names)
-        return self._inodes.learn(found, parent, names.entry), found
-
-    def _new_owner(self, dir_fd: int, found: os.stat_result, request: Request) -> tuple[int, int] | None:
-        """Whom a new node must be given to, None if it is theirs: who asked, and the group of a setgid directory."""
-        if not self._is_root:
-            return None
-        inherits = os.fstat(dir_fd).st_mode & stat.S_ISGID
-        owner = (request.uid, found.st_gid if inherits else request.gid)
-        return None if owner == (found.st_uid, found.st_gid) else owner
+        try:
+            with self._new.just_made(dir_fd, names.entry, stat.S_IFMT(mode)) as (fd, found):
+                self._new.give_away(dir_fd, fd, found, mode, request)
+                given = os.fstat(fd)
+        except BaseException:
+            _unlink_if_there(names.entry, dir_fd)
+            self._drop_sidecar(dir_fd, names)
+            raise
+        return self._inodes.learn(given, parent, names.entry), given
 
     # -- remove ----------------------------------------------------------------------------------
 

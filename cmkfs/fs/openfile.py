@@ -25,12 +25,13 @@ from cmkfs.format.layout import (
 )
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.backingfile import BackingFile
+from cmkfs.fs.heldkey import HeldKey
 from cmkfs.fs.inodes import Inode
 from cmkfs.fs.rwlock import RWLock
 from cmkfs.fs.slots import NEW_FILE, SealedClean, Slots, new_header
 from cmkfs.fs.xattrs import has_xattrs
 from cmkfs.keys.keyring import Keyring, Lease
-from cmkfs.keys.zone import Zone, ZoneState
+from cmkfs.keys.zone import Zone
 
 _RANGES_IN_MEMORY = 256
 """More hole ranges than this are merged in memory too: a merge only accepts zeros where nothing was lost anyway."""
@@ -55,7 +56,7 @@ class OpenFile:
     ) -> None:
         self.inode = inode
         self.fd = fd
-        self.identity = identity
+        self.key = HeldKey(keyring, identity, lease)
         self.zone: Zone = lease.zone
         self.slots = Slots(backing, fd, slots)
         self.size = slots.slot.size
@@ -67,40 +68,14 @@ class OpenFile:
         self.sync_failed = False
         self.sealed_clean: SealedClean | None = None
         self.lock = RWLock()
-        self._keyring = keyring
-        self._lease: Lease | None = lease
         self.pages = BackingFile(backing, fd, backing_size)
         self.on_dirty: Callable[[OpenFile], None] | None = None
         """Told when the file leaves its clean state; set once the file is open for good."""
 
-    # -- the key ---------------------------------------------------------------------------------
-
-    async def _reading_key(self) -> FileKey:
-        """The key, for what is given out. Raises Locked, Disabled, …"""
-        self.zone.check()
-        while self._lease is None or not self._lease.valid:
-            identity = self.identity
-            lease = await self._keyring.lease(self.zone, identity)
-            if self.identity is identity:  # else it was truncated meanwhile, and has another key now
-                self._lease = lease
-        return self._lease.key
-
-    async def _storing_key(self) -> FileKey:
-        """The key, for dirty pages that the kernel hands over: also while a lock settles."""
-        if self.zone.state is not ZoneState.SETTLING:
-            return await self._reading_key()
-        if self._lease is None:
-            # Written since an unlock, without a request: the key was not needed until now.
-            self._lease = await self._keyring.lease_to_settle(self.zone, self.identity)
-        return self._lease.key
-
-    async def renew_lease(self) -> None:
-        """After an unlock: have the key again before it is needed. Raises Locked, Disabled, …"""
-        await self._reading_key()
-
-    def drop_key(self) -> None:
-        """The lock has come: nothing of this file can be opened or sealed any more."""
-        self._lease = None
+    @property
+    def identity(self) -> Identity:
+        """Which file this is."""
+        return self.key.identity
 
     # -- read ------------------------------------------------------------------------------------
 
@@ -109,7 +84,7 @@ class OpenFile:
 
         Raises Damaged if a block does not authenticate, Locked and its kind if the key may not be used now.
         """
-        key = await self._reading_key()
+        key = await self.key.reading()
         if self.lock.free_to_read:
             length = min(length, self.size - plain_off)
             if length <= 0:
@@ -124,7 +99,7 @@ class OpenFile:
                 return b""
             first, count = _blocks_of(plain_off, length)
             pages = await self.pages.fetch(first, count)
-            key = await self._reading_key()
+            key = await self.key.reading()
             return self._open_pages(key.content, pages, first, plain_off, length)
 
     def _open_pages(self, content: ContentCipher, pages: Buffer, first: int, plain_off: int, length: int) -> Plain:
@@ -167,7 +142,7 @@ class OpenFile:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         async with self.lock.writing():
             self.pages.keep_mtime()
-            key = await self._storing_key()
+            key = await self.key.storing()
             first, last = plain_off // BLOCK, (end - 1) // BLOCK
             head = await self._kept_before(key, plain_off)
             tail = await self._kept_after(key, end)
@@ -240,7 +215,7 @@ class OpenFile:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         async with self.lock.writing():
             self.pages.keep_mtime()
-            key = await self._storing_key()
+            key = await self.key.storing()
             if plain_size > self.size:
                 await self._grow(key, plain_size)
             elif plain_size < self.size:
@@ -302,8 +277,7 @@ class OpenFile:
             if has_xattrs(self.fd):
                 return None
             self.pages.keep_mtime()
-            old = self.identity
-            self.identity, self._lease = identity, lease
+            old = self.key.replace(identity, lease)
             was_clean = not self.slots.dirty
             self.slots.take(NEW_FILE)
             self.holes, self.size = Holes.NONE, 0
@@ -333,7 +307,7 @@ class OpenFile:
         async with self.lock.reading():
             changes = self.changes
             if self.slots.dirty:
-                key = await self._storing_key() if self.slots.outdated else None
+                key = await self.key.storing() if self.slots.outdated else None
                 with self.pages.times_kept():
                     if key is not None:
                         self.slots.write_dirty(key, self.holes)
@@ -352,8 +326,8 @@ class OpenFile:
         if not self.slots.dirty:
             return
         with self.pages.times_kept():
-            if self.slots.outdated and self._lease is not None:
-                self.slots.write_dirty(self._lease.key, self.holes)
+            if self.slots.outdated and self.key.at_hand is not None:
+                self.slots.write_dirty(self.key.at_hand, self.holes)
             if self.pages.says_less_than(self.size):
                 self.pages.set_remainder(self.size)
 
@@ -364,8 +338,8 @@ class OpenFile:
 
     def seal_clean(self) -> None:
         """Prepare the clean slot while the key is there; `settle` writes it once everything else is durable."""
-        if self.slots.dirty and self._lease is not None and not self.sync_failed:
-            self.sealed_clean = self.slots.seal_clean(self._lease.key, self.size, self.holes, self.changes)
+        if self.slots.dirty and self.key.at_hand is not None and not self.sync_failed:
+            self.sealed_clean = self.slots.seal_clean(self.key.at_hand, self.size, self.holes, self.changes)
 
     def settle(self, changes: int) -> bool:
         """Write the clean slot if nothing changed since `changes`, all of which is durable; True if it is clean now."""
@@ -390,7 +364,7 @@ class OpenFile:
         """Recovery: end the file at `plain_size`, whatever lies beyond (docs/format.md, 8.4)."""
         async with self.lock.writing():
             self.pages.keep_mtime()
-            key = await self._storing_key()
+            key = await self.key.storing()
             self.size = plain_size
             block, length = divmod(plain_size, BLOCK)
             self._begin_dirty(key)

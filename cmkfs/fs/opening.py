@@ -4,16 +4,18 @@
 """
 
 import errno
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import trio
 
 from cmkfs.crypto.content import ZERO_PAGE, Buffer, ContentCipher
 from cmkfs.errors import CmkfsError, Damaged
 from cmkfs.format.header import Identity, Slot, is_unwritten
-from cmkfs.format.layout import BLOCK, PAGE, cipher_off, plain_size_of
+from cmkfs.format.layout import BLOCK, PAGE, cipher_off
 from cmkfs.format.verdict import Verdict, judge
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.inodes import Inode, InodeTable
@@ -22,6 +24,8 @@ from cmkfs.fs.slots import NEW_FILE, new_header
 from cmkfs.fs.xattrs import has_xattrs, own_xattrs
 from cmkfs.keys.keyring import Keyring, Lease
 from cmkfs.keys.zone import Zone
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ class FileOpener:
         self._keyring = keyring
         self._on_dirty = on_dirty
         self._opening: dict[Inode, trio.Event] = {}
-        self._living_ids: dict[bytes, OpenFile] = {}
+        self._living_ids: WeakValueDictionary[bytes, Inode] = WeakValueDictionary()
         self.recovering = False
 
     async def open(self, inode: Inode, zone: Zone) -> OpenFile:
@@ -69,11 +73,13 @@ class FileOpener:
         fd = self._open_backing(inode)
         try:
             file = await self._load(inode, zone, fd)
+            if inode.lookups > 0 and inode.told_size not in (None, file.size):
+                await self._retell_size(file)
         except BaseException:
             os.close(fd)
             raise
         inode.file = file
-        self._living_ids[file.identity.file_id] = file
+        self._living_ids[file.identity.file_id] = inode
         # Only now: a file that could not be opened must never be settled, its descriptor is somebody else's.
         file.on_dirty = self._on_dirty
         if file.slots.dirty:
@@ -94,7 +100,7 @@ class FileOpener:
             return await self._give_header(inode, zone, fd)
         identity = Identity.from_bytes(page)
         twin = self._living_ids.get(identity.file_id)
-        if twin is not None and twin.inode.file is twin and twin.inode is not inode:
+        if twin is not None and twin is not inode and self._inodes.get(twin.ino) is twin and not twin.removed:
             raise Damaged("two files with one id")
         lease = await self._keyring.lease(zone, identity)
         slots = lease.key.read_slots(page)
@@ -130,8 +136,6 @@ class FileOpener:
             file.size = size
             return
         await file.cut_to(size)
-        if not self.recovering and file.inode.lookups and plain_size_of(backing_size) != size:
-            await self._retell_size(file)
 
     async def _find_end(self, fd: int, content: ContentCipher, slot: Slot, backing_size: int) -> int:
         """Where a dirty file ends: at the first block from the floor on that is not whole."""
@@ -164,9 +168,12 @@ class FileOpener:
 
         A new generation behind the same number makes it look the name up again; ESTALE makes it do so now.
         """
-        await file.fsync()
-        file.settle(file.changes)
+        log.warning("a file has another size than was told; it is looked up again")
+        if file.slots.dirty and not self._backing.read_only:
+            await file.fsync()
+            file.settle(file.changes)
         file.inode.generation += 1
+        file.inode.told_size = None
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     async def _give_header(self, inode: Inode, zone: Zone, fd: int) -> OpenFile:
@@ -188,7 +195,7 @@ class FileOpener:
         file = OpenFile(self._backing, self._keyring, inode, fd, identity, lease, NEW_FILE, PAGE)
         file.on_dirty = self._on_dirty
         inode.file = file
-        self._living_ids[identity.file_id] = file
+        self._living_ids[identity.file_id] = inode
         file.changes += 1
         self._on_dirty(file)
         return file
@@ -199,9 +206,9 @@ class FileOpener:
             identity, lease = await self._keyring.new_file(file.zone)
             old = await file.replace_content(identity, lease)
             if old is not None:
-                if self._living_ids.get(old.file_id) is file:
+                if self._living_ids.get(old.file_id) is file.inode:
                     del self._living_ids[old.file_id]
-                self._living_ids[identity.file_id] = file
+                self._living_ids[identity.file_id] = file.inode
                 return
         await file.truncate(0)
 
@@ -212,8 +219,7 @@ class FileOpener:
         if file.handles or inode.file is not file or unsettled:
             return
         inode.file = None
-        if self._living_ids.get(file.identity.file_id) is file:
-            del self._living_ids[file.identity.file_id]
+        inode.told_size = file.size
         file.close()
         self._inodes.drop_if_unused(inode)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cmkfs.errors import Busy
 from cmkfs.fs.backing import Backing
-from cmkfs.fs.vaultdir import OWNER_FILE
+from cmkfs.fs.vaultdir import OWNER_FILE, check_own_file
 
 
 def host_id() -> str:
@@ -36,9 +36,10 @@ class Ownership:
 
     def take(self, mountpoint: Path, *, break_lock: bool) -> None:
         """Become the owner. Raises Busy if another process lives, or if the owner was on another host."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         self._fd = os.open(OWNER_FILE, flags, 0o600, dir_fd=self._backing.root_fd)
         try:
+            check_own_file(self._fd, OWNER_FILE)
             self._lock(self._read())
             owner = self._read()
             if owner and owner.get("host") != host_id() and not break_lock:
@@ -67,7 +68,7 @@ class Ownership:
     def _read(self) -> dict[str, object]:
         try:
             facts = json.loads(os.pread(self._fd, 65_536, 0))
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}  # empty: nobody; half-written: somebody who died, whom flock tells from the living
         return facts if isinstance(facts, dict) else {}
 
@@ -83,4 +84,5 @@ class Ownership:
 
 def _who(owner: dict[str, object]) -> str:
     host = str(owner.get("host", "an unknown host")).partition("/")[0]
-    return f"pid {owner.get('pid', '?')} on {host}"
+    pid = owner.get("pid")
+    return f"pid {pid if isinstance(pid, int) else '?'} on {host}"

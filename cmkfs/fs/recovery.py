@@ -40,6 +40,8 @@ class Report:
     files_emptied: int = 0
     leftovers_removed: int = 0
     unreadable: list[str] = field(default_factory=list)
+    incomplete: bool = False
+    """True if something could not be settled that a later recovery may settle: disk full, I/O error, key away."""
 
     def facts(self) -> dict[str, object]:
         """As JSON tells it."""
@@ -205,6 +207,7 @@ class Recovery:
         os.rmdir(entry, dir_fd=fd)
 
     def _unreadable(self, entry: bytes, why: Exception) -> None:
+        self.report.incomplete |= isinstance(why, OSError | KeyUnavailable)
         name = os.fsdecode(entry)
         log.warning("not settled: %s: %s", name, why)
         self.report.unreadable.append(f"{name}: {why}")

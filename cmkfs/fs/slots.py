@@ -1,6 +1,7 @@
 """The state slots of one open file: what its header says, and how it goes from clean to dirty and back.
 
-docs/format.md, 8.1 and 8.5. Slots are written alternately, each over the older one, never both at once.
+docs/format.md, 8.1 and 8.5. Dirty slots are written alternately, each over the older one; clean ones
+to both places, once everything else is durable.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ def new_header(identity: Identity, key: FileKey) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class SealedClean:
-    """A clean slot, sealed while the key was there, good if the file has not changed since `changes`."""
+    """Both slots, clean, sealed while the key was there; good if the file has not changed since `changes`."""
 
     slot: Slot
     data: bytes
@@ -76,17 +77,28 @@ class Slots:
         self.listed = within
 
     def seal_clean(self, key: FileKey, size: int, holes: Holes, changes: int) -> SealedClean:
-        """The clean slot for the file as it is now; `write_clean` writes it, perhaps when the key is gone."""
-        slot = Slot(self._sequence + 1, self.generation, State.CLEAN, size, holes.at_most(MAX_HOLE_RANGES))
-        return SealedClean(slot, key.seal_slot(1 - self._number, slot), changes)
+        """The clean slots for the file as it is now; `write_clean` writes them, perhaps when the key is gone.
+
+        Both slots become clean: an old dirty one beside a clean one would be a floor, and holes, of long ago for
+        whoever damages the clean one.
+        """
+        listed = holes.at_most(MAX_HOLE_RANGES)
+        first, second = 1 - self._number, self._number
+        slots = {
+            number: Slot(self._sequence + 1 + place, self.generation, State.CLEAN, size, listed)
+            for place, number in enumerate((first, second))
+        }
+        data = b"".join(key.seal_slot(number, slots[number]) for number in (0, 1))
+        return SealedClean(slots[second], data, changes)
 
     def follows(self, sealed: SealedClean) -> bool:
         """True if no slot was written since this one was sealed."""
-        return sealed.slot.sequence == self._sequence + 1
+        return sealed.slot.sequence == self._sequence + 2
 
     def write_clean(self, sealed: SealedClean) -> None:
         """From dirty to clean, once everything else is durable. The slot itself is not synced: that loses nothing."""
-        self._write(sealed.slot, sealed.data)
+        self._backing.overwrite(self._fd, sealed.data, SLOT_OFFSETS[0])
+        self._sequence, self.listed, self.outdated = sealed.slot.sequence, sealed.slot.holes, False
         self.state, self.floor = State.CLEAN, sealed.slot.size
 
     def _write(self, slot: Slot, data: bytes) -> None:

@@ -1,6 +1,8 @@
 """Symlink targets in the vault: sealed, and cut into parts where one symlink cannot hold them (docs/format.md, 7)."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from cmkfs.crypto.zonekeys import TARGET_OVERHEAD
 from cmkfs.errors import Damaged
@@ -27,8 +29,9 @@ class Symlinks:
             return sealed
         link_id = b64.encode(random_id())
         parts = [sealed[at : at + _PART] for at in range(0, len(sealed), _PART)]
-        for number, part in enumerate(parts):
-            os.symlink(part, self._part(link_id, number), dir_fd=self._root_fd)
+        with self._links() as links:
+            for number, part in enumerate(parts):
+                os.symlink(part, _part(link_id, number), dir_fd=links)
         return b".%b.%d.%d" % (link_id, len(parts), len(target))
 
     def open(self, zone: Zone, backing_target: bytes) -> bytes:
@@ -37,7 +40,8 @@ class Symlinks:
             return zone.keys.open_target(backing_target)
         link_id, count, length = _parse(backing_target)
         try:
-            parts = [os.readlink(self._part(link_id, number), dir_fd=self._root_fd) for number in range(count)]
+            with self._links() as links:
+                parts = [os.readlink(_part(link_id, number), dir_fd=links) for number in range(count)]
         except OSError as error:
             raise Damaged("a part of a long symlink target is missing") from error
         if any(len(part) != _PART for part in parts[:-1]):
@@ -55,11 +59,12 @@ class Symlinks:
             link_id, count, _ = _parse(backing_target)
         except Damaged:
             return  # nothing that this vault made: there are no parts to remove
-        for number in range(count):
-            try:
-                os.unlink(self._part(link_id, number), dir_fd=self._root_fd)
-            except FileNotFoundError:
-                continue
+        with self._links() as links:
+            for number in range(count):
+                try:
+                    os.unlink(_part(link_id, number), dir_fd=links)
+                except FileNotFoundError:
+                    continue
 
     @staticmethod
     def has_parts(backing_target: bytes) -> bool:
@@ -76,9 +81,18 @@ class Symlinks:
         except Damaged:
             return 0  # readlink will say EIO
 
-    @staticmethod
-    def _part(link_id: bytes, number: int) -> bytes:
-        return b"%b/%b.%d" % (LINKS_DIR, link_id, number)
+    @contextmanager
+    def _links(self) -> Iterator[int]:
+        """The directory of the parts. Raises OSError if there is something else in its place."""
+        fd = os.open(LINKS_DIR, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._root_fd)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def _part(link_id: bytes, number: int) -> bytes:
+    return b"%b.%d" % (link_id, number)
 
 
 def _parse(backing_target: bytes) -> tuple[bytes, int, int]:

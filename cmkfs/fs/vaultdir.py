@@ -82,8 +82,10 @@ class VaultDir:
         """Write the next session over the older slot, durably. Raises OSError."""
         number = 1 - self._number
         data = self._seal.seal(self._vault.vault_hash, number, session)
-        fd = os.open(SESSION_FILE, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._backing.root_fd)
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(SESSION_FILE, flags, dir_fd=self._backing.root_fd)
         try:
+            check_own_file(fd, SESSION_FILE)
             self._backing.overwrite(fd, data, number * SESSION_SLOT)
             await self._backing.fsync(fd)
         finally:
@@ -124,3 +126,10 @@ def first_session() -> tuple[Session, Session]:
         Session(1, SessionState.CLOSED, session_id, 0),
         Session(2, SessionState.CLOSED, session_id, 0),
     )
+
+
+def check_own_file(fd: int, name: str) -> None:
+    """Raise Damaged unless `fd` is a regular file with one name: a link would have the daemon write elsewhere."""
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+        raise Damaged(f"{name} in the vault is not the vault's own file")

@@ -33,9 +33,7 @@ class TokenAccess:
         """As the configuration says. Raises NotFound (no embedded token), TokenUnavailable (no SoftHSM2)."""
         token = settings.token
         if token.module is not None and token.pin_source is not None:
-            return cls(
-                token.module, token.label, token.serial, _source(token.pin_source), token.softhsm2_conf
-            )
+            return cls(token.module, token.label, token.serial, _source(token.pin_source), token.softhsm2_conf)
         if not embedded.exists(home):
             raise NotFound(f"there is no token in {home.token_dir}", hint="cmkfs token init")
         source = PinSource(PinKind.FILE, str(embedded.pin_file(home)))
@@ -57,9 +55,7 @@ class TokenAccess:
             if len(found) != 1:
                 raise TokenUnavailable(f"{self.softhsm2_conf} shows {len(found)} tokens where one should be")
             label, serial = found[0].label, found[0].serial
-        return Pkcs11Provider(
-            self.module, label, serial, pin, read_write=read_write, softhsm2_conf=self.softhsm2_conf
-        )
+        return Pkcs11Provider(self.module, label, serial, pin, read_write=read_write, softhsm2_conf=self.softhsm2_conf)
 
 
 def _source(source: config.PinSource) -> PinSource:

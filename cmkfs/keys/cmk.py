@@ -83,9 +83,7 @@ def disabled(name: str, state: CmkState = CmkState.DISABLED) -> Disabled:
 def require_name(name: str) -> str:
     """`name` itself if it may be the name of a CMK. Raises UsageError."""
     if _NAME.fullmatch(name) is None:
-        raise UsageError(
-            f"{name!r} is no name for a CMK: 1 to 64 of a-z, 0-9, '.', '_', '-', a letter or digit first"
-        )
+        raise UsageError(f"{name!r} is no name for a CMK: 1 to 64 of a-z, 0-9, '.', '_', '-', a letter or digit first")
     return name
 
 

@@ -88,9 +88,7 @@ def init_token(home: TokenHome, label: str) -> bool:
     if exists(home):
         return False
     if not label or len(label.encode()) > _LABEL_BYTES or label != label.strip():
-        raise UsageError(
-            f"a token label has 1 to {_LABEL_BYTES} bytes and no blanks around it, not {label!r}"
-        )
+        raise UsageError(f"a token label has 1 to {_LABEL_BYTES} bytes and no blanks around it, not {label!r}")
     module = find_module()
     with _built_beside(home.token_dir) as building:
         (building / _TOKENS).mkdir(mode=0o700)

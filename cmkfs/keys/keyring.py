@@ -13,7 +13,7 @@ from typing import TypeVar
 from cmkfs.crypto.dek import FileKey
 from cmkfs.crypto.kdf import commitment
 from cmkfs.crypto.zonekeys import ZoneKeys
-from cmkfs.errors import CmkfsError, Damaged, KeyUnavailable, PolicyDenied, UnknownFormat
+from cmkfs.errors import CmkfsError, CmkNotFound, Damaged, KeyUnavailable, PolicyDenied, UnknownFormat
 from cmkfs.format.header import Identity
 from cmkfs.format.recipient import CmkVersion, Recipient, WrapContext, WrapKind
 from cmkfs.format.vault import VaultFile
@@ -112,9 +112,12 @@ class Keyring:
             WrapKind.FILE, self.vault.vault_hash, zone.zone_id, identity.file_id, identity.commitment
         ).to_bytes(recipient.version)
         self.unwraps += 1
-        dek = await self._call(
-            lambda: self._provider.unwrap(recipient.version, recipient.wrapped, context=context)
-        )
+        try:
+            dek = await self._call(lambda: self._provider.unwrap(recipient.version, recipient.wrapped, context=context))
+        except CmkNotFound as error:
+            # Gone, or never there: a header can name any version.
+            await self._call(lambda: self._provider.canary(zone.cmk_id))
+            raise Damaged("a file that is wrapped under a version that the CMK does not have") from error
         try:
             if zone.epoch != epoch:
                 raise _ended(zone)
@@ -205,9 +208,9 @@ def unwrap_zone_secret(provider: KeyProvider, vault: VaultFile, zone: Zone) -> b
     recipient = zone.record.recipient
     if not recipient.version.usable:
         raise UnknownFormat(f"the zone's secret is wrapped with the unknown scheme {recipient.version.scheme}")
-    context = WrapContext(
-        WrapKind.ZONE, vault.vault_hash, zone.zone_id, zone.zone_id, zone.record.commitment
-    ).to_bytes(recipient.version)
+    context = WrapContext(WrapKind.ZONE, vault.vault_hash, zone.zone_id, zone.zone_id, zone.record.commitment).to_bytes(
+        recipient.version
+    )
     return provider.unwrap(recipient.version, recipient.wrapped, context=context)
 
 

@@ -84,9 +84,7 @@ def _from_file(path: Path) -> str:
             status = os.fstat(descriptor)
             # Group may read: systemd hands out credentials with an ACL, which shows as group rights.
             if stat.S_ISREG(status.st_mode) and status.st_mode & 0o027:
-                raise ConfigError(
-                    f"the PIN file {path} can be read or changed by others", hint=f"chmod 600 {path}"
-                )
+                raise ConfigError(f"the PIN file {path} can be read or changed by others", hint=f"chmod 600 {path}")
             return _first_line(file.read(_MAX_BYTES + 1) or b"", f"the PIN file {path}")
     except OSError as error:
         raise ConfigError(f"the PIN file {path} cannot be read: {error.strerror}") from error

@@ -227,9 +227,7 @@ class Pkcs11Provider:
         )
 
     def _record(self, key: KeyObject) -> CmkRecord:
-        found = self._session.search(
-            meta_records(key.name), lambda item: CmkRecord.from_bytes(read_value(item))
-        )
+        found = self._session.search(meta_records(key.name), lambda item: CmkRecord.from_bytes(read_value(item)))
         for record in found.values:
             if record.cmk_id == key.cmk_id:
                 return record

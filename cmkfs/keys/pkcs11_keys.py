@@ -83,9 +83,7 @@ class KeyHandles:
         """AES-256-GCM in the token: ciphertext ‖ tag. Raises Disabled, CmkNotFound, TokenUnavailable."""
 
         def action(key: pkcs11.EncryptMixin) -> Any:
-            return key.encrypt(
-                plain, mechanism=Mechanism.AES_GCM, mechanism_param=GCMParams(iv, context, 128)
-            )
+            return key.encrypt(plain, mechanism=Mechanism.AES_GCM, mechanism_param=GCMParams(iv, context, 128))
 
         return bytes(self._use(cmk_id, version, pkcs11.EncryptMixin, action, "to encrypt"))
 
@@ -96,9 +94,7 @@ class KeyHandles:
         """
 
         def action(key: pkcs11.DecryptMixin) -> Any:
-            return key.decrypt(
-                cipher, mechanism=Mechanism.AES_GCM, mechanism_param=GCMParams(iv, context, 128)
-            )
+            return key.decrypt(cipher, mechanism=Mechanism.AES_GCM, mechanism_param=GCMParams(iv, context, 128))
 
         return bytearray(self._use(cmk_id, version, pkcs11.DecryptMixin, action, "to decrypt"))
 
@@ -152,9 +148,7 @@ class KeyHandles:
             return found
         raise TokenUnavailable("the token does not show a key that it had")
 
-    def _use(
-        self, cmk_id: CmkId, version: int, right: type[K], action: Callable[[K], Any], doing: str
-    ) -> Any:
+    def _use(self, cmk_id: CmkId, version: int, right: type[K], action: Callable[[K], Any], doing: str) -> Any:
         """Do `action` with the key, with a handle found anew if the kept one is stale."""
         kept = self._kept.get((cmk_id, version))
         self._session.raw()

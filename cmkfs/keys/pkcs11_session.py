@@ -63,9 +63,7 @@ def _claim(module: str) -> None:
     """Take the module for this process's one user of it. Raises Busy."""
     with _claimed_lock:
         if module in _claimed:
-            raise Busy(
-                f"this process uses the PKCS#11 module {module} already: a module has one login per process"
-            )
+            raise Busy(f"this process uses the PKCS#11 module {module} already: a module has one login per process")
         _claimed.add(module)
 
 
@@ -132,9 +130,7 @@ def list_tokens(module: str, softhsm2_conf: Path | None = None) -> tuple[TokenIn
     """The initialised tokens that a module shows; needs no PIN. Raises Busy and TokenUnavailable."""
     with loaded(module, softhsm2_conf) as library:
         found = [describe(token, module) for token in present_tokens(library)]
-    return tuple(
-        sorted((info for info in found if info.initialised), key=lambda info: (info.label, info.serial))
-    )
+    return tuple(sorted((info for info in found if info.initialised), key=lambda info: (info.label, info.serial)))
 
 
 def present_tokens(library: "_pkcs11.lib") -> list[pkcs11.Token]:
@@ -231,9 +227,7 @@ class TokenSession:
             self.require_alive()
         return found
 
-    def _search_once(
-        self, template: dict[Attribute, Any], read: Callable[[pkcs11.Object], T | None]
-    ) -> "Found[T]":
+    def _search_once(self, template: dict[Attribute, Any], read: Callable[[pkcs11.Object], T | None]) -> "Found[T]":
         values: list[T | None] = []
         broken = 0
         # Session.get_objects ends at the first object that it cannot make, so its iterator is used.
@@ -288,16 +282,13 @@ class TokenSession:
         matching = [
             token
             for token in present_tokens(self._library)
-            if token.label == address.label
-            and self._serial in (None, token.serial.decode("ascii", "replace"))
+            if token.label == address.label and self._serial in (None, token.serial.decode("ascii", "replace"))
         ]
         wanted = f"token {address.label!r}" + (f" with serial {self._serial}" if self._serial else "")
         if not matching:
             raise TokenUnavailable(f"{wanted} is not there (module {address.module})")
         if len(matching) > 1:
-            raise TokenUnavailable(
-                f"more than one {wanted}", hint="set token.serial; cmkfs token list shows it"
-            )
+            raise TokenUnavailable(f"more than one {wanted}", hint="set token.serial; cmkfs token list shows it")
         return matching[0]
 
     def _log_in(self) -> None:

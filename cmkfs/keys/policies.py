@@ -63,9 +63,7 @@ class Policies:
             allowed = self._decided[known] = self._decide(policy, request, action, frozenset())
         return allowed
 
-    def _decide(
-        self, policy: Policy | None, request: Request, action: Action, groups: frozenset[int] | None
-    ) -> bool:
+    def _decide(self, policy: Policy | None, request: Request, action: Action, groups: frozenset[int] | None) -> bool:
         who = Principal(request.uid, request.gid, groups)
         return decide(policy, who, action, self._owner_uid).allowed
 

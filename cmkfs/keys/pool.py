@@ -29,9 +29,7 @@ class NewFile:
 class DekPool:
     """Prepared identities of one zone. `prepare(n)` makes n of them with n token calls."""
 
-    def __init__(
-        self, prepare: Callable[[int], Awaitable[list[NewFile]]], size: int = 256, batch: int = 32
-    ) -> None:
+    def __init__(self, prepare: Callable[[int], Awaitable[list[NewFile]]], size: int = 256, batch: int = 32) -> None:
         self._prepare = prepare
         self._size = size
         self._batch = batch
@@ -64,6 +62,8 @@ class DekPool:
                     self._ready.extend(await self._prepare(min(self._batch, self._size - len(self._ready))))
             except CmkfsError as error:
                 log.info("DEKs are not wrapped ahead: %s", error)
+            except Exception:
+                log.exception("DEKs are not wrapped ahead")
 
 
 def random_id() -> bytes:

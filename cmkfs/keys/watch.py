@@ -103,6 +103,10 @@ class CmkWatch:
                 await self._refused(KeyUnavailable(str(error), hint=error.next_step))
             except CmkfsError as error:
                 await self._unreachable(error, began)
+            except Exception as error:
+                # A module can fail in ways nobody thought of; that must not end the mount, only its use of keys.
+                log.exception("the token failed")
+                await self._unreachable(TokenUnavailable(f"the token failed: {error!r}"), began)
             else:
                 self._unreachable_since = None
                 self.take_policy(text)
@@ -161,5 +165,3 @@ def _as_refusal(error: CmkfsError, name: str) -> KeyUnavailable:
     if isinstance(error, Revoked):
         return error
     return Disabled(f"CMK {name} is disabled", hint=f"cmkfs cmk enable {name}")
-
-

@@ -61,15 +61,21 @@ class Zone:
 
     def begin_settling(self, why: KeyUnavailable) -> None:
         """End all leases; what is dirty may still be sealed with `keys_to_settle`."""
-        message, kind = str(why), type(why)
-        self.refusal = lambda: kind(message)
+        self.explain(why)
         self.epoch += 1
         self.state = ZoneState.SETTLING
 
     def drop_keys(self) -> None:
         """The keys are gone: nothing can be sealed or opened any more."""
+        if self._keys is not None:
+            self._keys.forget()
         self._keys = None
         self.state = ZoneState.LOCKED
+
+    def explain(self, why: KeyUnavailable) -> None:
+        """There is another reason now why the zone does not serve."""
+        message, kind = str(why), type(why)
+        self.refusal = lambda: kind(message)
 
     @property
     def disabled(self) -> bool:
