@@ -102,6 +102,8 @@ class Slot:
     @classmethod
     def from_body(cls, body: bytes) -> "Slot":
         """Parse the 480 bytes. Raises Damaged for any field out of range."""
+        if len(body) < SLOT_BODY:
+            raise Damaged("a slot is cut off")
         sequence, generation, state, count, size = _SLOT.unpack_from(body)
         if state not in (State.CLEAN, State.DIRTY) or count > MAX_HOLE_RANGES or size > MAX_PLAIN_SIZE:
             raise Damaged("a slot has a field out of range")

@@ -72,3 +72,12 @@ class Attributes:
         if inode.ino == ROOT_INO and found.st_nlink > 2:
             return found.st_nlink - 1  # cmkfs.links is not shown
         return 0 if inode.removed and inode.is_dir else found.st_nlink
+
+
+def filesystem_attributes(fd: int) -> pyfuse3.StatvfsData:
+    """What statfs tells: the backing's figures."""
+    found, answer = os.fstatvfs(fd), pyfuse3.StatvfsData()
+    for name in ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail"):
+        setattr(answer, name, getattr(found, name))
+    answer.f_namemax = 255
+    return answer

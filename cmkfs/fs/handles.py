@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from cmkfs.fs.inodes import Inode
 from cmkfs.fs.openfile import OpenFile
 from cmkfs.keys.policies import Request
+from cmkfs.policy import Action
 
 
 @dataclass(slots=True)
@@ -52,3 +53,11 @@ class Handles:
         number = next(self._numbers)
         self.directories[number] = handle
         return number
+
+
+def actions_of(flags: int) -> tuple[Action, ...]:
+    """What opening with `flags` means to a policy."""
+    mode = flags & os.O_ACCMODE
+    if mode == os.O_RDWR or (mode == os.O_RDONLY and flags & os.O_TRUNC):
+        return (Action.READ, Action.WRITE)
+    return (Action.WRITE,) if mode == os.O_WRONLY else (Action.READ,)

@@ -73,6 +73,7 @@ class FileOpener:
         fd = self._open_backing(inode)
         try:
             file = await self._load(inode, zone, fd)
+            self._check_alone(inode, file.identity)  # again: both may have been opened at the same time
             if inode.lookups > 0 and inode.told_size not in (None, file.size):
                 await self._retell_size(file)
         except BaseException:
@@ -99,9 +100,7 @@ class FileOpener:
         if self.recovering and is_unwritten(page):
             return await self._give_header(inode, zone, fd)
         identity = Identity.from_bytes(page)
-        twin = self._living_ids.get(identity.file_id)
-        if twin is not None and twin is not inode and self._inodes.get(twin.ino) is twin and not twin.removed:
-            raise Damaged("two files with one id")
+        self._check_alone(inode, identity)
         lease = await self._keyring.lease(zone, identity)
         slots = lease.key.read_slots(page)
         backing_size = os.fstat(fd).st_size
@@ -112,6 +111,12 @@ class FileOpener:
         elif verdict is Verdict.CUT or self.recovering:
             await self._end_clean_file(file, lease.key.content, slots.slot, verdict)
         return file
+
+    def _check_alone(self, inode: Inode, identity: Identity) -> None:
+        """Raise Damaged if another living inode has this file's id."""
+        twin = self._living_ids.get(identity.file_id)
+        if twin is not None and twin is not inode and self._inodes.get(twin.ino) is twin and not twin.removed:
+            raise Damaged("two files with one id")
 
     async def _end_clean_file(self, file: OpenFile, content: ContentCipher, slot: Slot, verdict: Verdict) -> None:
         """An unsynced session may have left blocks beyond the size, or a last block that is longer."""

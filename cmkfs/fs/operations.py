@@ -9,22 +9,22 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import pyfuse3
 
-from cmkfs.fs.attributes import Attributes
+from cmkfs.fs.attributes import Attributes, filesystem_attributes
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.directory import Directories, Directory
 from cmkfs.fs.guard import guarded
-from cmkfs.fs.handles import DirHandle, FileHandle, Handles
+from cmkfs.fs.handles import DirHandle, FileHandle, Handles, actions_of
 from cmkfs.fs.inodes import ROOT_INO, Inode, InodeTable
 from cmkfs.fs.listing import Listing
 from cmkfs.fs.namespace import Namespace
 from cmkfs.fs.opening import FileOpener
 from cmkfs.fs.setattr import Setattr
 from cmkfs.fs.symlinks import Symlinks
-from cmkfs.fs.xattrs import Xattrs
+from cmkfs.fs.xattrs import Xattrs, check_name
 from cmkfs.keys.keyring import Keyring
 from cmkfs.keys.policies import Request
 from cmkfs.keys.zone import Zone, ZoneState
@@ -68,7 +68,7 @@ class Operations(pyfuse3.Operations):
         self._attributes = attributes
         self._setattr = setattr_
         self._symlinks = Symlinks(backing.root_fd)
-        self._xattrs = Xattrs(inodes, directories)
+        self._xattrs = Xattrs(inodes, directories, opener)
         self._listing = Listing(inodes, directories, attributes)
         self.handles = Handles()
         self.stored_while_settling = 0
@@ -147,11 +147,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
-        found, answer = os.fstatvfs(self._backing.root_fd), pyfuse3.StatvfsData()
-        for name in ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail"):
-            setattr(answer, name, getattr(found, name))
-        answer.f_namemax = 255
-        return answer
+        return filesystem_attributes(self._backing.root_fd)
 
     @guarded
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -286,7 +282,7 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         node = self._inodes[inode]
-        zone = self._allowed(node, ctx, *_actions(flags))
+        zone = self._allowed(node, ctx, *actions_of(flags))
         file = await self._opener.open(node, zone)
         number = self.handles.add_file(FileHandle(file, _request(ctx), flags))
         try:
@@ -304,7 +300,7 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         parent = self._inodes[parent_inode]
         directory = self._allowed_in(parent, ctx, Action.CREATE)
-        for action in _actions(flags & ~os.O_TRUNC):
+        for action in actions_of(flags & ~os.O_TRUNC):
             self._keyring.authorize(directory.zone, _request(ctx), action)
         inode = await self._create(parent, name, mode, _request(ctx))
         assert inode.file is not None
@@ -369,31 +365,38 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         self._check_xattrs()
+        check_name(name)
         node = self._inodes[inode]
-        return self._xattrs.get(node, self._allowed(node, ctx, Action.READ), name)
+        zone = self._allowed(node, ctx, Action.READ)
+        if not self._xattrs.has_any(node):
+            raise pyfuse3.FUSEError(errno.ENODATA)
+        async with self._xattrs.owned(node, zone):
+            return self._xattrs.get(node, zone, name)
 
     @guarded
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         self._check_xattrs()
+        check_name(name)
         node = self._inodes[inode]
-        self._xattrs.set(node, self._allowed(node, ctx, Action.WRITE), name, value)
+        zone = self._allowed(node, ctx, Action.WRITE)
+        async with self._xattrs.owned(node, zone):
+            self._xattrs.set(node, zone, name, value)
 
     @guarded
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         self._check_xattrs()
+        check_name(name)
         node = self._inodes[inode]
-        self._xattrs.remove(node, self._allowed(node, ctx, Action.WRITE), name)
+        zone = self._allowed(node, ctx, Action.WRITE)
+        async with self._xattrs.owned(node, zone):
+            self._xattrs.remove(node, zone, name)
 
     @guarded
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
         self._check_xattrs()
         node = self._inodes[inode]
-        return self._xattrs.names(node, self._allowed(node, ctx, Action.READ))
-
-
-def _actions(flags: int) -> tuple[Action, ...]:
-    """What opening with `flags` means to a policy."""
-    mode: Any = flags & os.O_ACCMODE
-    if mode == os.O_RDWR or (mode == os.O_RDONLY and flags & os.O_TRUNC):
-        return (Action.READ, Action.WRITE)
-    return (Action.WRITE,) if mode == os.O_WRONLY else (Action.READ,)
+        zone = self._allowed(node, ctx, Action.READ)
+        if not self._xattrs.has_any(node):
+            return []
+        async with self._xattrs.owned(node, zone):
+            return self._xattrs.names(node, zone)

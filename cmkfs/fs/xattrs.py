@@ -2,12 +2,18 @@
 
 import errno
 import os
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from cmkfs.errors import Damaged
-from cmkfs.format.header import IDENTITY_SIZE, Identity
 from cmkfs.fs.directory import Directories
 from cmkfs.fs.inodes import Inode, InodeTable
 from cmkfs.keys.zone import Zone
+
+if TYPE_CHECKING:
+    from cmkfs.fs.opening import FileOpener
 
 PREFIX = "user.cmkfs."
 MAX_NAME = 255
@@ -18,13 +24,28 @@ XATTR_CREATE, XATTR_REPLACE = 1, 2
 class Xattrs:
     """The attributes of the `user.` namespace; others answer EOPNOTSUPP."""
 
-    def __init__(self, inodes: InodeTable, directories: Directories) -> None:
+    def __init__(self, inodes: InodeTable, directories: Directories, opener: "FileOpener") -> None:
+        self._opener = opener
         self._inodes = inodes
         self._directories = directories
 
+    @asynccontextmanager
+    async def owned(self, inode: Inode, zone: Zone) -> AsyncIterator[None]:
+        """In this block a file is open: attributes are bound to its id, which its header must prove."""
+        if inode.fmt != stat.S_IFREG:
+            yield
+            return
+        file = await self._opener.open(inode, zone)
+        file.handles += 1
+        try:
+            yield
+        finally:
+            file.handles -= 1
+            self._opener.release(file)
+
     def get(self, inode: Inode, zone: Zone, name: bytes) -> bytes:
         """The value. Raises OSError ENODATA, EOPNOTSUPP; Damaged if it does not authenticate."""
-        _check_name(name)
+        check_name(name)
         owner = self._owner_id(inode)
         handle = zone.keys.xattr_handle(owner, name)
         with self._inodes.reach(inode) as path:
@@ -36,7 +57,7 @@ class Xattrs:
 
     def set(self, inode: Inode, zone: Zone, name: bytes, value: bytes, flags: int = 0) -> None:
         """Set an attribute. Raises OSError EEXIST, ENODATA (by `flags`), ENOSPC, E2BIG, EOPNOTSUPP."""
-        _check_name(name)
+        check_name(name)
         if len(value) > MAX_VALUE:
             raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
         owner = self._owner_id(inode)
@@ -46,10 +67,15 @@ class Xattrs:
 
     def remove(self, inode: Inode, zone: Zone, name: bytes) -> None:
         """Remove an attribute. Raises OSError ENODATA, EOPNOTSUPP."""
-        _check_name(name)
+        check_name(name)
         handle = zone.keys.xattr_handle(self._owner_id(inode), name)
         with self._inodes.reach(inode) as path:
             os.removexattr(path, PREFIX.encode() + handle)
+
+    def has_any(self, inode: Inode) -> bool:
+        """True if the backing has attributes for it; needs no key."""
+        with self._inodes.reach(inode) as path:
+            return any(name.startswith(PREFIX) for name in os.listxattr(path))
 
     def names(self, inode: Inode, zone: Zone) -> list[bytes]:
         """The plain names of all attributes. Raises Damaged if one does not authenticate."""
@@ -62,19 +88,16 @@ class Xattrs:
         return [zone.keys.open_xattr(owner, handle, value)[0] for handle, value in handles.items()]
 
     def _owner_id(self, inode: Inode) -> bytes:
-        """What the attributes are bound to: the id of the directory, or the file id in the header."""
+        """What the attributes are bound to: the id of the directory, or of the file, which the caller has open."""
         if inode.is_dir:
             return self._directories.of(inode).dir_id
-        if inode.file is not None:
-            return inode.file.identity.file_id
-        fd = self._inodes.open(inode, os.O_RDONLY)
-        try:
-            return Identity.from_bytes(os.pread(fd, IDENTITY_SIZE, 0)).file_id
-        finally:
-            os.close(fd)
+        if inode.file is None:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))  # a node that has no header
+        return inode.file.identity.file_id
 
 
-def _check_name(name: bytes) -> None:
+def check_name(name: bytes) -> None:
+    """Raise OSError EOPNOTSUPP for a namespace that is not kept, ERANGE for a name that is too long."""
     if not name.startswith(b"user."):
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
     if len(name) > MAX_NAME:

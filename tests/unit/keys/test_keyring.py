@@ -14,6 +14,7 @@ from cmkfs.errors import (
     CmkNotFound,
     Damaged,
     Disabled,
+    KeyUnavailable,
     Locked,
     PolicyDenied,
     Tampered,
@@ -184,7 +185,7 @@ async def test_an_unwrap_that_a_lock_overtook_gives_nothing(serving: OneZone, un
     async def ask() -> None:
         try:
             await serving.keyring.lease(serving.zone, identity)
-        except Locked as error:
+        except KeyUnavailable as error:
             refused.append(error)
 
     async with trio.open_nursery() as nursery:

@@ -1,0 +1,218 @@
+"""The lock: what it does in which order, and what it gives back."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import trio
+import trio.testing
+from model.harness import ROOT, Harness
+
+from cmkfs.errors import Disabled, Locked
+from cmkfs.fs.lockdown import STORE_SECONDS, Lockdown
+from cmkfs.keys.zone import ZoneState
+
+WHY = Locked("an operator locked the zone")
+
+
+class FakeKernel:
+    """Notes what it is told to forget and in which state the zone was; can hand over dirty pages, or hang."""
+
+    def __init__(self, harness: Harness) -> None:
+        self._harness = harness
+        self.told: list[tuple[int, ZoneState]] = []
+        self.dirty: dict[int, Callable[[], None]] = {}
+        self.hang: threading.Event | None = None
+
+    def invalidate_inode(self, inode: int, *, attr_only: bool = False) -> bool:
+        assert not attr_only
+        self.told.append((inode, self._harness.zone.state))
+        if self.hang is not None:
+            self.hang.wait(30)
+        write_back = self.dirty.pop(inode, None)
+        if write_back is not None:
+            write_back()
+        return True
+
+
+class Site:
+    """A mount with a kernel that the test controls."""
+
+    def __init__(self, harness: Harness) -> None:
+        self.harness = harness
+        self.kernel = FakeKernel(harness)
+        self.lockdown = Lockdown(
+            harness.keyring,
+            harness.mounted.inodes,
+            harness.mounted.operations,
+            harness.mounted.settler,
+            self.kernel,
+        )
+
+    async def lock(self, **how: bool) -> object:
+        return await self.lockdown.lock([self.harness.zone], WHY, **how)
+
+    def dirty_page(self, ino: int, fh: int, data: bytes, outcomes: list[str]) -> None:
+        """The kernel has a dirty page of a file, which it hands over when it is told to forget it."""
+
+        async def write() -> None:
+            try:
+                await self.harness.program.write(fh, 0, data)
+                outcomes.append("stored")
+            except OSError as error:
+                outcomes.append(str(error))
+
+        self.kernel.dirty[ino] = lambda: trio.from_thread.run(write)
+
+
+@pytest.fixture
+async def site(mounted: Harness) -> Site:
+    return Site(mounted)
+
+
+async def test_open_files_are_forgotten_first_while_settling_and_again_when_the_keys_are_gone(site: Site) -> None:
+    program = site.harness.program
+    closed = await program.save(ROOT, b"closed", b"x")
+    await site.harness.mounted.settler.settle_all()
+    fh = await program.create(ROOT, b"open")
+    opened = program.file(fh).inode.ino
+    report = await site.lockdown.lock([site.harness.zone], WHY)
+    assert site.kernel.told[0] == (opened, ZoneState.SETTLING)
+    assert {(ROOT, ZoneState.SETTLING), (closed, ZoneState.SETTLING)} <= set(site.kernel.told)
+    assert site.kernel.told[-1] == (opened, ZoneState.LOCKED)
+    assert not report.was_locked
+    assert [(by.uid, by.path) for by in report.open] == [(0, "open")]
+    assert site.harness.keyring.leases == 0
+
+
+async def test_dirty_pages_are_stored_encrypted_and_counted(site: Site) -> None:
+    program = site.harness.program
+    fh = await program.create(ROOT, b"file")
+    outcomes: list[str] = []
+    site.dirty_page(program.file(fh).inode.ino, fh, b"dirty" * 1000, outcomes)
+    report = await site.lockdown.lock([site.harness.zone], WHY)
+    assert outcomes == ["stored"]
+    assert (report.stored_bytes, report.dropped_bytes) == (5000, 0)
+    with pytest.raises(OSError, match="Required key"):
+        await program.read(fh, 0, 1)
+    await site.harness.mounted.settler.settle_all()
+    assert site.harness.mounted.settler.dirty == []
+    await site.lockdown.unlock([site.harness.zone])
+    assert await program.read(fh, 0, 5000) == b"dirty" * 1000
+
+
+async def test_now_drops_them_and_says_how_much(site: Site) -> None:
+    program = site.harness.program
+    fh = await program.create(ROOT, b"file")
+    outcomes: list[str] = []
+    site.dirty_page(program.file(fh).inode.ino, fh, b"dirty" * 1000, outcomes)
+    report = await site.lockdown.lock([site.harness.zone], WHY, drop_dirty=True)
+    assert len(outcomes) == 1
+    assert "Required key" in outcomes[0]
+    assert (report.stored_bytes, report.dropped_bytes) == (0, 5000)
+    assert {state for _, state in site.kernel.told} == {ZoneState.LOCKED}
+    await site.lockdown.unlock([site.harness.zone])
+    assert await program.read(fh, 0, 5000) == b""
+
+
+async def test_what_was_dirtied_in_between_is_refused(site: Site) -> None:
+    """The second round: pages that a program wrote after the first one went by."""
+    program = site.harness.program
+    fh = await program.create(ROOT, b"file")
+    ino, outcomes = program.file(fh).inode.ino, list[str]()
+    site.kernel.dirty[ino] = lambda: site.dirty_page(ino, fh, b"late", outcomes)
+    await site.lock()
+    assert len(outcomes) == 1
+    assert "Required key" in outcomes[0]
+
+
+async def test_pages_of_a_file_opened_before_an_earlier_lock_are_stored_too(site: Site) -> None:
+    """After an unlock whole pages are written without a request: the key is there, or fetched while it settles."""
+    program = site.harness.program
+    fh = await program.create(ROOT, b"file")
+    await program.write(fh, 0, b"x" * 10)
+    await site.lock()
+    await site.lockdown.unlock([site.harness.zone])
+    outcomes: list[str] = []
+    site.dirty_page(program.file(fh).inode.ino, fh, b"again", outcomes)
+    await site.lock()
+    assert outcomes == ["stored"]
+
+
+async def test_a_kernel_that_does_not_answer_does_not_keep_the_keys(
+    site: Site, mock_clock: trio.testing.MockClock
+) -> None:
+    fh = await site.harness.program.create(ROOT, b"file")
+    site.kernel.hang = threading.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(site.lock)
+        while not site.kernel.told:
+            await trio.lowlevel.checkpoint()
+        assert site.harness.zone.state is ZoneState.SETTLING
+        mock_clock.jump(STORE_SECONDS + 0.1)
+        while site.harness.zone.state is ZoneState.SETTLING:
+            await trio.lowlevel.checkpoint()
+        with pytest.raises(Locked):
+            site.harness.zone.keys_to_settle()
+        site.kernel.hang.set()
+    with pytest.raises(OSError, match="Required key"):
+        await site.harness.program.read(fh, 0, 1)
+
+
+async def test_two_locks_at_once_take_turns(site: Site) -> None:
+    await site.harness.program.create(ROOT, b"file")
+    reports: list[bool] = []
+
+    async def lock() -> None:
+        report = await site.lockdown.lock([site.harness.zone], WHY)
+        reports.append(report.was_locked)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(lock)
+    assert sorted(reports) == [False, True, True]
+
+
+async def test_unlock_fails_as_the_token_does_and_stays_locked(site: Site) -> None:
+    await site.lock()
+    site.harness.token.elsewhere.set_enabled(site.harness.cmk.cmk_id, False)
+    with pytest.raises(Disabled):
+        await site.lockdown.unlock([site.harness.zone])
+    assert site.harness.zone.state is ZoneState.LOCKED
+    site.harness.token.elsewhere.set_enabled(site.harness.cmk.cmk_id, True)
+    assert await site.lockdown.unlock([site.harness.zone])
+    assert not await site.lockdown.unlock([site.harness.zone])
+
+
+async def test_an_operators_lock_outlasts_the_watch(mounted: Harness) -> None:
+    """Disabled and enabled again meanwhile, the zone stays locked until the operator unlocks it."""
+    await mounted.mounted.look_at_cmks()
+    await mounted.lock()
+    admin = mounted.token.elsewhere
+    admin.set_enabled(mounted.cmk.cmk_id, False)
+    await mounted.mounted.look_at_cmks()
+    with pytest.raises(Disabled):
+        await mounted.unlock()
+    admin.set_enabled(mounted.cmk.cmk_id, True)
+    await mounted.lock()
+    await mounted.mounted.look_at_cmks()
+    assert mounted.zone.state is ZoneState.LOCKED
+    await mounted.unlock()
+    assert mounted.zone.state is ZoneState.SERVING
+
+
+async def test_a_disabled_cmk_locks_and_an_enabled_one_unlocks(mounted: Harness) -> None:
+    await mounted.program.save(ROOT, b"file", b"x")
+    admin = mounted.token.elsewhere
+    admin.set_enabled(mounted.cmk.cmk_id, False)
+    await mounted.mounted.look_at_cmks()
+    status = await mounted.mounted.control_handlers()["status"]({})
+    assert status["state"] == "disabled"
+    for call in (mounted.program.walk(b"file"), mounted.program.list(ROOT)):
+        with pytest.raises(OSError, match="Required key"):
+            await call
+    assert (await mounted.program.stat(ROOT)).st_ino == ROOT  # or nothing could unmount it
+    admin.set_enabled(mounted.cmk.cmk_id, True)
+    await mounted.mounted.look_at_cmks()
+    assert await mounted.program.content(await mounted.program.walk(b"file")) == b"x"
+    assert (await mounted.mounted.control_handlers()["status"]({}))["state"] == "serving"

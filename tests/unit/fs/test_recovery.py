@@ -1,0 +1,205 @@
+"""Recovery of a vault whose last session was not closed: what is settled, swept, reported and left alone."""
+
+import os
+from pathlib import Path
+
+import pytest
+from model.harness import ROOT, Harness
+
+from cmkfs.errors import TokenUnavailable
+from cmkfs.format.layout import BLOCK
+from cmkfs.fs.recovery import Report
+
+
+def report(harness: Harness) -> Report:
+    found = harness.mounted.recovered
+    assert found is not None
+    return found
+
+
+def files(top: Path) -> list[Path]:
+    return [path for path in top.iterdir() if path.is_file() and not path.name.startswith("cmkfs.")]
+
+
+def directories(top: Path) -> list[Path]:
+    return [path for path in top.iterdir() if path.is_dir() and not path.name.startswith("cmkfs.")]
+
+
+async def test_a_closed_vault_is_not_recovered(harness: Harness) -> None:
+    await harness.mount()
+    await harness.program.save(ROOT, b"file", b"x")
+    await harness.unmount()
+    await harness.mount()
+    assert harness.mounted.recovered is None
+
+
+async def test_it_says_what_it_did(mounted: Harness) -> None:
+    await mounted.program.save(ROOT, b"settled", b"x")
+    await mounted.mounted.settler.settle_all()
+    fh = await mounted.program.create(ROOT, b"dirty")
+    await mounted.program.write(fh, 0, b"x" * 5000)
+    await mounted.program.save(ROOT, b"lost", b"")
+    await mounted.program.symlink(ROOT, b"link", b"target")
+    mounted.kill()
+    lost = min(files(mounted.vault), key=lambda path: path.stat().st_size)
+    os.truncate(lost, 0)
+    await mounted.mount()
+    assert report(mounted).facts() == {
+        "files_seen": 3,
+        "files_settled": 2,
+        "files_emptied": 1,
+        "leftovers_removed": 0,
+        "unreadable": [],
+    }
+    assert mounted.mounted.settler.dirty == []
+
+
+async def test_only_files_of_the_lost_session_are_looked_at(mounted: Harness) -> None:
+    """A crash of a vault of a million files must not cost a million unwraps."""
+    for number in range(20):
+        await mounted.program.save(ROOT, b"%d" % number, b"x")
+    await mounted.unmount()
+    await mounted.mount()
+    fh = await mounted.program.open(await mounted.program.walk(b"7"))
+    await mounted.program.write(fh, 0, b"y")
+    mounted.kill()
+    before = mounted.token.calls["unwrap"]
+    await mounted.mount()
+    assert report(mounted).files_seen == 1
+    assert mounted.token.calls["unwrap"] - before == 2  # the zone's and that one
+
+
+async def test_what_looks_settled_costs_no_unwrap(mounted: Harness) -> None:
+    for number in range(5):
+        await mounted.program.save(ROOT, b"%d" % number, b"x" * (number * 1000))
+    await mounted.mounted.settler.settle_all()
+    mounted.kill()
+    before = mounted.token.calls["unwrap"]
+    await mounted.mount()
+    assert (report(mounted).files_seen, report(mounted).files_settled) == (5, 0)
+    assert mounted.token.calls["unwrap"] - before == 1
+
+
+async def test_every_depth_is_reached(mounted: Harness) -> None:
+    ino = ROOT
+    for _ in range(30):
+        ino = await mounted.program.mkdir(ino, b"d")
+        fh = await mounted.program.create(ino, b"file")
+        await mounted.program.write(fh, 0, b"x")
+    mounted.kill()
+    await mounted.mount()
+    assert report(mounted).files_settled == 30
+
+
+async def test_links_of_one_file_are_one_file(mounted: Harness) -> None:
+    ino = await mounted.program.save(ROOT, b"one", b"x")
+    await mounted.program.link(ino, ROOT, b"two")
+    mounted.kill()
+    await mounted.mount()
+    assert report(mounted).files_settled == 1
+    assert await mounted.program.content(await mounted.program.walk(b"two")) == b"x"
+
+
+async def test_leftovers_are_swept(mounted: Harness) -> None:
+    sub = await mounted.program.mkdir(ROOT, b"sub")
+    await mounted.program.save(sub, b"n" * 200, b"x")
+    mounted.kill()
+    (inside,) = directories(mounted.vault)
+    kept = next(path for path in inside.iterdir() if path.name.startswith("cmkfs.long."))
+    for top in (mounted.vault, inside):
+        for name in ("cmkfs.tmp.AAAA", "cmkfs.gone.BBBB"):
+            (top / name).mkdir()
+            (top / name / "cmkfs.dir").symlink_to("x")
+        (top / "cmkfs.tmp.CCCC").write_bytes(b"")
+        (top / "cmkfs.long.ORPHAN").symlink_to("x")
+    await mounted.mount()
+    assert report(mounted).leftovers_removed == 8
+    assert report(mounted).unreadable == []
+    left = [path.name for top in (mounted.vault, inside) for path in top.iterdir()]
+    assert not [name for name in left if name.startswith(("cmkfs.tmp.", "cmkfs.gone."))]
+    assert kept.is_symlink()
+    assert set(await mounted.program.list(await mounted.program.walk(b"sub"))) == {b".", b"..", b"n" * 200}
+
+
+@pytest.mark.parametrize("stray", ["directory", "leftover with content", "file", "foreign directory", "no sidecar"])
+async def test_what_does_not_belong_there_does_not_keep_the_rest_from_recovery(mounted: Harness, stray: str) -> None:
+    """One bad entry, and everything beside and below it is settled all the same."""
+    sub = await mounted.program.mkdir(ROOT, b"sub")
+    if stray == "no sidecar":
+        await mounted.program.mkdir(ROOT, b"n" * 200)
+    for parent in (ROOT, sub):
+        for number in range(3):
+            fh = await mounted.program.create(parent, b"%d" % number)
+            await mounted.program.write(fh, 0, b"x" * 5000)
+    mounted.kill()
+    if stray == "directory":
+        (mounted.vault / "lost+found").mkdir()
+    elif stray == "leftover with content":
+        (mounted.vault / "cmkfs.gone.X").mkdir()
+        (mounted.vault / "cmkfs.gone.X" / "file").touch()
+    elif stray == "file":
+        (mounted.vault / "AAAA").write_text("plain")
+    elif stray == "foreign directory":
+        (inside,) = directories(mounted.vault)
+        (inside / "x").mkdir()
+        (mounted.vault / ("A" * 43)).mkdir()
+    else:
+        next(path for path in mounted.vault.iterdir() if path.name.startswith("cmkfs.long.")).unlink()
+    await mounted.mount()
+    assert report(mounted).files_settled == 6
+    assert len(report(mounted).unreadable) == (2 if stray == "foreign directory" else 1)
+    assert len(await mounted.program.content(await mounted.program.walk(b"sub", b"1"))) == 5000
+
+
+async def test_a_token_that_goes_away_ends_the_mount_and_changes_nothing(mounted: Harness) -> None:
+    """A file that was passed over now would look like tampering for ever."""
+    fh = await mounted.program.create(ROOT, b"file")
+    await mounted.program.write(fh, 0, b"x" * BLOCK)
+    mounted.kill()
+    session = (mounted.vault / "cmkfs.session").read_bytes()
+    unwrap = mounted.token.calls["unwrap"]
+    enter = mounted.token.enter
+
+    def gone(call: str, seen: int) -> None:
+        enter(call, seen)
+        if call == "unwrap" and mounted.token.calls["unwrap"] > unwrap + 1:
+            raise TokenUnavailable("gone")
+
+    mounted.token.enter = gone  # type: ignore[method-assign]
+    with pytest.raises(TokenUnavailable):
+        await mounted.mount()
+    assert (mounted.vault / "cmkfs.session").read_bytes() == session
+    mounted.token.enter = enter  # type: ignore[method-assign]
+    await mounted.mount()
+    assert report(mounted).files_settled == 1
+
+
+async def test_a_crash_in_the_midst_of_recovery_is_recovered(mounted: Harness) -> None:
+    for number in range(4):
+        fh = await mounted.program.create(ROOT, b"%d" % number)
+        await mounted.program.write(fh, 0, b"x" * 5000)
+    mounted.kill()
+
+    async def dies() -> None:
+        raise KeyboardInterrupt
+
+    real = mounted._backing_class.sync_whole
+    mounted._backing_class.sync_whole = lambda self: dies()  # type: ignore[method-assign]
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            await mounted.mount()
+    finally:
+        mounted._backing_class.sync_whole = real  # type: ignore[method-assign]
+    await mounted.mount()
+    for number in range(4):
+        assert await mounted.program.content(await mounted.program.walk(b"%d" % number)) == b"x" * 5000
+    await mounted.unmount()
+
+
+async def test_what_is_told_was_synced_before(mounted: Harness) -> None:
+    fh = await mounted.program.create(ROOT, b"file")
+    await mounted.program.write(fh, 0, b"x" * 5000)
+    mounted.kill()
+    await mounted.mount()
+    # The file, then everything with its clean slot, then the record of the new session.
+    assert mounted.backing.fsyncs == 3
