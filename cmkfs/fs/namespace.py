@@ -22,7 +22,7 @@ from cmkfs.fs.directory import (
     Directory,
     backing_name,
 )
-from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fs.inodes import Ino, Inode, InodeTable
 from cmkfs.fs.newnodes import NewNodes
 from cmkfs.fs.symlinks import Symlinks
 from cmkfs.keys.policies import Request
@@ -41,29 +41,32 @@ class Namespace:
         self._inodes = inodes
         self._directories = directories
         self._symlinks = symlinks
-        self._unsynced: set[Inode] = set()
+        self._unsynced: dict[Ino, int] = {}
         self._new = NewNodes(backing)
 
     # -- durability ------------------------------------------------------------------------------
 
-    def unsynced_directories_above(self, inode: Inode) -> list[Inode]:
+    def unsynced_directories_above(self, inode: Inode) -> list[tuple[Inode, int]]:
         """The directories on the way to an inode whose entries changed and were not synced, topmost first.
 
-        They count as synced from here on: the caller syncs them, and a crash before it did so is a crash
-        before fsync returned.
+        Each with the number of its changes so far, for `synced` to say which of them are durable then.
         """
         found = []
-        while inode.places:
+        while self._unsynced and inode.places:
             inode = inode.places[-1][0]
-            if inode in self._unsynced:
-                self._unsynced.discard(inode)
-                found.append(inode)
+            if inode.ino in self._unsynced:
+                found.append((inode, self._unsynced[inode.ino]))
         return found[::-1]
+
+    def synced(self, directory: Inode, changes: int) -> None:
+        """The first `changes` changes of a directory are durable."""
+        if self._unsynced.get(directory.ino) == changes:
+            del self._unsynced[directory.ino]
 
     def _changed(self, directory: Inode) -> None:
         """Entries of a directory changed. Remembered only where a file's fsync does not cover them."""
         if not self._backing.kind.orders_names:
-            self._unsynced.add(directory)
+            self._unsynced[directory.ino] = self._unsynced.get(directory.ino, 0) + 1
 
     # -- look up ---------------------------------------------------------------------------------
 

@@ -260,7 +260,10 @@ class Operations(pyfuse3.Operations):
         handle = self.handles.directories[fh]
         self._directories.of(handle.inode)
         await self._sync_directories(handle.inode)
-        fd = self._inodes.open(handle.inode, os.O_RDONLY)
+        await self._sync_directory(handle.inode)
+
+    async def _sync_directory(self, inode: Inode) -> None:
+        fd = self._inodes.open(inode, os.O_RDONLY)
         try:
             await self._backing.fsync(fd)
         finally:
@@ -268,14 +271,9 @@ class Operations(pyfuse3.Operations):
 
     async def _sync_directories(self, inode: Inode) -> None:
         """Make the names on the way to an inode durable where one fsync does not do it for all (btrfs)."""
-        if self._backing.kind.orders_names:
-            return
-        for directory in self._namespace.unsynced_directories_above(inode):
-            fd = self._inodes.open(directory, os.O_RDONLY)
-            try:
-                await self._backing.fsync(fd)
-            finally:
-                os.close(fd)
+        for directory, changes in self._namespace.unsynced_directories_above(inode):
+            await self._sync_directory(directory)
+            self._namespace.synced(directory, changes)
 
     # -- files -----------------------------------------------------------------------------------
 
