@@ -13,7 +13,7 @@ from cmkfs.fs import kernel_mount
 from cmkfs.home import Home
 from cmkfs.keys.provider import Cmk
 
-CONFIRM_MARGIN = 30.0
+CONFIRM_MARGIN = 5.0
 """Seconds beyond the revocation bound that a mount has to confirm a change."""
 
 

@@ -30,6 +30,7 @@ NONCE_SIZE = 16
 SIV_SIZE = 16
 NAME_PAD = 16
 MAX_NAME = 255
+MAX_TARGET = 4095
 TARGET_OVERHEAD = NONCE_SIZE + SIV_SIZE
 
 
@@ -102,7 +103,10 @@ class ZoneKeys:
         """The plain target. Raises Damaged."""
         data = b64.decode(sealed)
         nonce = data[:NONCE_SIZE]
-        return _open(self._links, data[NONCE_SIZE:], [b"link", self.zone_id, nonce], "a symlink target")
+        target = _open(self._links, data[NONCE_SIZE:], [b"link", self.zone_id, nonce], "a symlink target")
+        if not 1 <= len(target) <= MAX_TARGET or b"\0" in target:
+            raise Damaged("a symlink target that cannot be one")
+        return target
 
     # -- extended attributes --------------------------------------------------------------------
 

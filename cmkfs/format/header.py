@@ -105,7 +105,7 @@ class Slot:
         if len(body) < SLOT_BODY:
             raise Damaged("a slot is cut off")
         sequence, generation, state, count, size = _SLOT.unpack_from(body)
-        if state not in (State.CLEAN, State.DIRTY) or count > MAX_HOLE_RANGES or size > MAX_PLAIN_SIZE:
+        if state not in (State.CLEAN, State.DIRTY) or count > MAX_HOLE_RANGES:
             raise Damaged("a slot has a field out of range")
         ranges: list[tuple[int, int]] = []
         for number in range(count):

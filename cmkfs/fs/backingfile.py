@@ -44,13 +44,17 @@ class BackingFile:
         return await trio.to_thread.run_sync(self._backing.read_blocking, self.fd, count * PAGE, cipher_off(first))
 
     def put(self, sealed: Buffer, first: int, plain_size: int) -> None:
-        """Write sealed blocks from block `first` on. Raises OSError, with nothing left behind `plain_size`'s blocks."""
-        at = cipher_off(first)
+        """Write sealed blocks from block `first` on. Raises OSError, with nothing left behind `plain_size`'s blocks.
+
+        What is new goes first: it is what a full disk refuses, and then no block of before is another one yet.
+        """
+        at, view = cipher_off(first), memoryview(sealed)
+        old = min(len(view), max(0, blocks_end(plain_size) - at))
         try:
-            if at < self.end:
-                self._backing.overwrite(self.fd, sealed, at)
-            else:
-                self._backing.append(self.fd, sealed, at)
+            if old < len(view):
+                self._backing.append(self.fd, view[old:], at + old)
+            if old:
+                self._backing.overwrite(self.fd, view[:old], at)
         except OSError:
             # Half a write (disk full): what lies behind the old end would be there after a crash.
             self.end = os.fstat(self.fd).st_size

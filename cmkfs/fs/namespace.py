@@ -9,7 +9,7 @@ import logging
 import os
 import stat
 
-from cmkfs.errors import CrossZone
+from cmkfs.errors import CrossZone, Damaged
 from cmkfs.format import b64
 from cmkfs.fs.backing import RENAME_EXCHANGE, RENAME_NOREPLACE, Backing, rename
 from cmkfs.fs.directory import (
@@ -129,7 +129,7 @@ class Namespace:
         try:
             sealed = self._symlinks.seal(self._directories.of(parent).zone, target)
             os.symlink(sealed, names.entry, dir_fd=dir_fd)
-        except OSError:
+        except (OSError, Damaged):
             self._symlinks.remove_parts(sealed)
             self._drop_sidecar(dir_fd, names)
             raise

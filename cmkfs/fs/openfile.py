@@ -148,6 +148,7 @@ class OpenFile:
             tail = await self._kept_after(key, end)
             last_block = await self._short_last_block(key, before=first)
             self._begin_dirty(key)
+            self._clear_tail(before=first)
             content = head + data + tail if head or tail else data
             sealed = key.content.seal(first, content, self.slots.generation)
             self._put(sealed, first)
@@ -192,6 +193,11 @@ class OpenFile:
             self.changes += 1
             raise
 
+    def _clear_tail(self, *, before: int) -> None:
+        """If a hole comes up to block `before`: what tells the remainder may hold a piece of a block that was lost."""
+        if block_count(self.size) < before and self.pages.end > blocks_end(self.size):
+            self.pages.end_with_blocks_of(self.size)
+
     def _add_holes(self, key: FileKey, first: int, stop: int) -> None:
         """Listed at once: a file may be closed without an fsync, and the daemon be killed, and nothing is lost."""
         self.holes = self.holes.add(first, stop).at_most(_RANGES_IN_MEMORY)
@@ -232,6 +238,7 @@ class OpenFile:
         else:
             last_block = await self._short_last_block(key, before=block_count(plain_size))
             self._begin_dirty(key)
+            self._clear_tail(before=block)
             if length:
                 self._put(key.content.seal(block, bytes(length), self.slots.generation), block)
             elif self.pages.end < blocks_end(plain_size):

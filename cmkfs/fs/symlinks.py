@@ -1,17 +1,19 @@
 """Symlink targets in the vault: sealed, and cut into parts where one symlink cannot hold them (docs/format.md, 7)."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cmkfs.crypto.zonekeys import TARGET_OVERHEAD
+from cmkfs.crypto.zonekeys import MAX_TARGET, TARGET_OVERHEAD
 from cmkfs.errors import Damaged
 from cmkfs.format import b64
 from cmkfs.keys.pool import random_id
 from cmkfs.keys.zone import Zone
 
+log = logging.getLogger(__name__)
+
 LINKS_DIR = b"cmkfs.links"
-MAX_TARGET = 4095
 _PART = 1000
 _SHORTEST_SEALED = 44
 
@@ -37,6 +39,8 @@ class Symlinks:
     def open(self, zone: Zone, backing_target: bytes) -> bytes:
         """The plain target. Raises Damaged."""
         if not self.has_parts(backing_target):
+            if len(backing_target) > _PART:
+                raise Damaged("a symlink target in one piece that is too long for one")
             return zone.keys.open_target(backing_target)
         link_id, count, length = _parse(backing_target)
         try:
@@ -59,12 +63,12 @@ class Symlinks:
             link_id, count, _ = _parse(backing_target)
         except Damaged:
             return  # nothing that this vault made: there are no parts to remove
-        with self._links() as links:
-            for number in range(count):
-                try:
+        try:
+            with self._links() as links:
+                for number in range(count):
                     os.unlink(_part(link_id, number), dir_fd=links)
-                except FileNotFoundError:
-                    continue
+        except (Damaged, OSError) as error:
+            log.warning("parts of a symlink that is gone stay behind: %s", error)
 
     @staticmethod
     def has_parts(backing_target: bytes) -> bool:
@@ -83,8 +87,11 @@ class Symlinks:
 
     @contextmanager
     def _links(self) -> Iterator[int]:
-        """The directory of the parts. Raises OSError if there is something else in its place."""
-        fd = os.open(LINKS_DIR, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._root_fd)
+        """The directory of the parts. Raises Damaged if there is something else in its place."""
+        try:
+            fd = os.open(LINKS_DIR, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._root_fd)
+        except OSError as error:
+            raise Damaged("the vault has no directory for long symlink targets") from error
         try:
             yield fd
         finally:

@@ -140,9 +140,7 @@ def test_umount_waits_for_a_daemon_that_still_stores_and_names_what_it_could_not
         with waiting:
             with pytest.raises(subprocess.TimeoutExpired):
                 waiting.wait(timeout=1)
-            running.communicate(
-                json.dumps({"unsaved": [f"{at}/a", f"{at}/b\n"], "error": "disk full"}) + "\n"
-            )
+            running.communicate(json.dumps({"unsaved": [f"{at}/a", f"{at}/b\n"], "error": "disk full"}) + "\n")
             out, err = waiting.communicate()
     assert (waiting.returncode, out) == (1, "")
     assert err.splitlines() == [
@@ -193,8 +191,7 @@ def test_disable_names_the_mounts_that_have_not_confirmed(with_token: Cmkfs, cmk
     assert ran.err.splitlines() == [
         "cmkfs: /mnt/b has not confirmed: it still serves; try: cmkfs status /mnt/b",
         "cmkfs: /mnt/c has not confirmed: no token; try: cmkfs status /mnt/c",
-        "cmkfs: /mnt/d has not confirmed: the mount at /mnt/d did not answer within 5.1 s;"
-        " try: cmkfs status /mnt/d",
+        "cmkfs: /mnt/d has not confirmed: the mount at /mnt/d did not answer within 5.1 s; try: cmkfs status /mnt/d",
     ]
 
 

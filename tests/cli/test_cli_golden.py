@@ -130,9 +130,7 @@ def test_a_home_of_another_mode_stops_every_command(cmkfs: Cmkfs, command: str) 
     prepare(cmkfs)
     cmkfs.home.mkdir(mode=0o755)
     cmkfs.home.chmod(0o755)
-    assert cmkfs(*command.split()) == Ran(
-        2, "", "cmkfs: HOME has mode 0755, must be 0700; try: chmod 0700 HOME\n"
-    )
+    assert cmkfs(*command.split()) == Ran(2, "", "cmkfs: HOME has mode 0755, must be 0700; try: chmod 0700 HOME\n")
     assert tree(cmkfs.home) == []
 
 

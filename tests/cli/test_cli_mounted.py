@@ -93,9 +93,7 @@ def test_a_second_mount_is_refused_and_says_who_has_it(mounted: Cmkfs, arguments
 
 def test_a_disabled_cmk_fails_the_mount_command_and_nothing_is_mounted(vault: Cmkfs) -> None:
     vault.ok("cmk", "disable", "main")
-    assert vault("mount", "v", "mp") == Ran(
-        4, "", "cmkfs: CMK main is disabled; try: cmkfs cmk enable main\n"
-    )
+    assert vault("mount", "v", "mp") == Ran(4, "", "cmkfs: CMK main is disabled; try: cmkfs cmk enable main\n")
     assert not is_mounted(vault.work / "mp")
 
 
@@ -111,10 +109,7 @@ def test_a_busy_mount_names_who_holds_it(mounted: Cmkfs) -> None:
         ran = mounted("umount", "mp")
         assert ran.code == 6
         assert ran.err.startswith("cmkfs: WORK/mp is busy; open by ")
-        assert (
-            f"(pid {os.getpid()}): WORK/mp/held; try: close the files, or cmkfs umount --lazy WORK/mp\n"
-            in ran.err
-        )
+        assert f"(pid {os.getpid()}): WORK/mp/held; try: close the files, or cmkfs umount --lazy WORK/mp\n" in ran.err
         assert is_mounted(mounted.work / "mp")
     mounted.ok("umount", "mp")
 
@@ -240,8 +235,7 @@ def use_module(cmkfs: Cmkfs, source: str) -> str:
     """Configure the embedded token as if it were somebody's HSM; its PIN."""
     module = json.loads(cmkfs.ok("token", "list", "--json"))["tokens"][0]["provider"]
     (cmkfs.home / "cmkfs.toml").write_text(
-        f'[token]\nmodule = "{module}"\nsofthsm2_conf = "{cmkfs.home}/token/softhsm2.conf"\n'
-        f"pin_source = {source}\n"
+        f'[token]\nmodule = "{module}"\nsofthsm2_conf = "{cmkfs.home}/token/softhsm2.conf"\npin_source = {source}\n'
     )
     return (cmkfs.home / "token/pin").read_text().strip()
 

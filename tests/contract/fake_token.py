@@ -163,9 +163,7 @@ class FakeProvider:
 
     def token_info(self) -> TokenInfo:
         self._enter("token_info")
-        return TokenInfo(
-            "fake", self._token.label, self._token.serial, "cmkfs tests", "fake", initialised=True
-        )
+        return TokenInfo("fake", self._token.label, self._token.serial, "cmkfs tests", "fake", initialised=True)
 
     def recover(self) -> None:
         if self._pin_refused:
@@ -195,9 +193,7 @@ class FakeProvider:
 
     def cmks(self) -> tuple[Cmk, ...]:
         self._enter("cmks")
-        return tuple(
-            sorted((found.public() for found in self._token.cmks.values()), key=lambda found: found.name)
-        )
+        return tuple(sorted((found.public() for found in self._token.cmks.values()), key=lambda found: found.name))
 
     def set_enabled(self, cmk_id: CmkId, enabled: bool) -> bool:
         self._require_read_write()

@@ -32,9 +32,7 @@ def make(token: SoftHsmToken, name: str = "data") -> CmkVersion:
 
 def keys_of(session: pkcs11.Session, found: Cmk) -> list[pkcs11.Object]:
     return list(
-        session.get_objects(
-            {Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.LABEL: f"cmkfs-cmk:{found.name}"}
-        )
+        session.get_objects({Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.LABEL: f"cmkfs-cmk:{found.name}"})
     )
 
 
@@ -85,9 +83,7 @@ def test_a_key_never_leaves_the_token(softhsm: SoftHsmToken) -> None:
                 key[attribute] = value
         assert key[Attribute.NEVER_EXTRACTABLE]
         assert key[Attribute.PRIVATE]
-        assert not any(
-            key[right] for right in (Attribute.WRAP, Attribute.UNWRAP, Attribute.SIGN, Attribute.DERIVE)
-        )
+        assert not any(key[right] for right in (Attribute.WRAP, Attribute.UNWRAP, Attribute.SIGN, Attribute.DERIVE))
 
 
 def test_all_versions_unwrap_and_are_disabled(softhsm: SoftHsmToken) -> None:
@@ -100,9 +96,7 @@ def test_all_versions_unwrap_and_are_disabled(softhsm: SoftHsmToken) -> None:
         assert admin.find("data").versions == (1, 2, 10)
         new = admin.wrap(second, SECRET, context=CONTEXT)
         admin.canary(first.cmk_id)
-        assert (
-            admin.unwrap(first, old, context=CONTEXT) == admin.unwrap(second, new, context=CONTEXT) == SECRET
-        )
+        assert admin.unwrap(first, old, context=CONTEXT) == admin.unwrap(second, new, context=CONTEXT) == SECRET
         with pytest.raises(Tampered):
             admin.unwrap(first, new, context=CONTEXT)
         admin.set_enabled(first.cmk_id, False)
@@ -122,9 +116,7 @@ def test_a_half_done_switch_serves_nothing_and_is_not_called_disabled(
     first = make(softhsm)
     with softhsm.open() as admin:
         add_version(admin, admin.find("data"), 2)
-        key = sorted(keys_of(admin._session.raw(), admin.find("data")), key=lambda item: item[Attribute.ID])[
-            at
-        ]
+        key = sorted(keys_of(admin._session.raw(), admin.find("data")), key=lambda item: item[Attribute.ID])[at]
         key[right] = False
     with softhsm.open() as admin:
         with pytest.raises(Disabled):
@@ -145,9 +137,7 @@ def test_other_usage_rights_go_with_a_disable_and_do_not_come_back(softhsm: Soft
         for right in (Attribute.WRAP, Attribute.UNWRAP, Attribute.SIGN):
             key[right] = True
         admin.set_enabled(version.cmk_id, False)
-        assert not any(
-            key[right] for right in (Attribute.WRAP, Attribute.UNWRAP, Attribute.SIGN, Attribute.DECRYPT)
-        )
+        assert not any(key[right] for right in (Attribute.WRAP, Attribute.UNWRAP, Attribute.SIGN, Attribute.DECRYPT))
         admin.set_enabled(version.cmk_id, True)
         assert not any(key[right] for right in (Attribute.WRAP, Attribute.UNWRAP, Attribute.SIGN))
 
@@ -369,9 +359,7 @@ def test_the_right_token_is_found_by_serial(softhsm: SoftHsmToken) -> None:
     conf = embedded.conf_file(softhsm.home)
     (info,) = list_tokens(softhsm.module, conf)
     assert (info.label, info.provider) == (LABEL, softhsm.module)
-    right = Pkcs11Provider(
-        softhsm.module, LABEL, info.serial, softhsm.pin, read_write=False, softhsm2_conf=conf
-    )
+    right = Pkcs11Provider(softhsm.module, LABEL, info.serial, softhsm.pin, read_write=False, softhsm2_conf=conf)
     assert right.token_info() == info
     right.close()
     tries = softhsm.pin_tries

@@ -5,6 +5,7 @@ reader finds in a changed copy is compared with what was stored: the same, missi
 only puts one whole object in another's place or brings back an older state, that. Never anything else.
 """
 
+import errno
 import os
 import random
 import shutil
@@ -54,18 +55,17 @@ Tree = dict[Names, Seen | Error]
 # -- What a reader sees ----------------------------------------------------------------------------
 
 
-async def look(program: Program) -> Tree:
-    """All that can be reached by listing."""
+async def look(program: Program, attributes: tuple[bytes, ...] = (b"user.one", b"user.two")) -> Tree:
+    """All that can be reached by listing, and of each the extended attributes of these names."""
     seen: Tree = {}
-    await _look_into(program, ROOT, (), seen)
+    await _look_into(program, ROOT, (), seen, attributes)
     return seen
 
 
-async def _look_into(program: Program, ino: int, path: Names, seen: Tree) -> None:
-    found = Seen("directory", xattrs=await _xattrs(program, ino))
-    seen[path] = found
+async def _look_into(program: Program, ino: int, path: Names, seen: Tree, attributes: tuple[bytes, ...]) -> None:
+    seen[path] = Seen("directory", xattrs=await _xattrs(program, ino, attributes))
     try:
-        listed = await program.list(ino)
+        listed = await program.entries(ino)
     except OSError as error:
         seen[path] = Error(str(error))
         return
@@ -74,24 +74,37 @@ async def _look_into(program: Program, ino: int, path: Names, seen: Tree) -> Non
             continue
         below = (*path, name)
         if stat.S_ISDIR(entry.st_mode):
-            await _look_into(program, entry.st_ino, below, seen)
+            await _look_into(program, entry.st_ino, below, seen, attributes)
         else:
-            seen[below] = await _look_at(program, entry.st_ino, stat.S_IFMT(entry.st_mode))
+            seen[below] = await _look_at(program, ino, name, stat.S_IFMT(entry.st_mode), attributes)
 
 
-async def _look_at(program: Program, ino: int, kind: int) -> Seen | Error:
+async def _look_at(
+    program: Program, parent: int, name: bytes, kind: int, attributes: tuple[bytes, ...]
+) -> Seen | Error:
+    if kind not in (stat.S_IFREG, stat.S_IFLNK):
+        return Seen("special")
     try:
+        ino = (await program.lookup(parent, name)).st_ino
         if kind == stat.S_IFLNK:
             return Seen("symlink", target=await program.readlink(ino))
-        if kind != stat.S_IFREG:
-            return Seen("special")
-        fh = await program.open(ino, os.O_RDONLY)
+        fh = await _open(program, parent, name)
     except OSError as error:
         return Error(str(error))
     size = program.file(fh).size
     blocks = [await _block(program, fh, at) for at in range(0, size, BLOCK)]
     await program.close(fh)
-    return Seen("file", size, blocks, xattrs=await _xattrs(program, ino))
+    return Seen("file", size, blocks, xattrs=await _xattrs(program, ino, attributes))
+
+
+async def _open(program: Program, parent: int, name: bytes) -> int:
+    """As the kernel does it: a size that was told and is not the one that reads honour is looked up again."""
+    try:
+        return await program.open((await program.lookup(parent, name)).st_ino, os.O_RDONLY)
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+    return await program.open((await program.lookup(parent, name)).st_ino, os.O_RDONLY)
 
 
 async def _block(program: Program, fh: int, at: int) -> bytes | Error:
@@ -101,17 +114,17 @@ async def _block(program: Program, fh: int, at: int) -> bytes | Error:
         return Error(str(error))
 
 
-async def _xattrs(program: Program, ino: int) -> dict[bytes, bytes | Error] | Error:
+async def _xattrs(program: Program, ino: int, names: tuple[bytes, ...]) -> dict[bytes, bytes | Error] | Error:
     found: dict[bytes, bytes | Error] = {}
-    for name in (b"user.one", b"user.two"):
+    for name in names:
         try:
             found[name] = await program.get_xattr(ino, name)
         except OSError as error:
             found[name] = Error(str(error))
     try:
-        listed = set(await program.operations.listxattr(ino, program.ctx))
-    except Exception as error:
-        return Error(str(error)) if not isinstance(error, AssertionError) else found
+        listed = set(await program.list_xattrs(ino))
+    except OSError as error:
+        return Error(str(error))
     if not listed <= set(found):
         raise Forgery(f"attributes that were never set: {listed}")
     return found

@@ -47,11 +47,9 @@ def scratch() -> Iterator[Path]:
 class NoPages:
     """The page cache of a kernel that has cached nothing."""
 
-    def __init__(self) -> None:
-        self.invalidated: list[int] = []
+    negotiated = None
 
     def invalidate_inode(self, inode: int, *, attr_only: bool = False) -> bool:
-        self.invalidated.append(inode)
         return False
 
 
@@ -176,7 +174,7 @@ class Program:
         with errnos():
             return await self.operations.getattr(ino, self.ctx)
 
-    async def list(self, ino: int) -> dict[bytes, pyfuse3.EntryAttributes]:
+    async def entries(self, ino: int) -> dict[bytes, pyfuse3.EntryAttributes]:
         """What `readdir` gives, `.` and `..` too."""
         found: dict[bytes, pyfuse3.EntryAttributes] = {}
 
@@ -250,9 +248,11 @@ class Program:
             await self.operations.removexattr(ino, name, self.ctx)
 
     async def xattrs(self, ino: int) -> dict[bytes, bytes]:
+        return {name: await self.get_xattr(ino, name) for name in await self.list_xattrs(ino)}
+
+    async def list_xattrs(self, ino: int) -> list[bytes]:
         with errnos():
-            names = await self.operations.listxattr(ino, self.ctx)
-            return {name: await self.operations.getxattr(ino, name, self.ctx) for name in names}
+            return list(await self.operations.listxattr(ino, self.ctx))
 
     # -- files ------------------------------------------------------------------------------------
 

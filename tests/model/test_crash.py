@@ -14,9 +14,9 @@ def test_what_was_synced_survives_every_cut() -> None:
         assert campaign(states=600, seed=1, directory=directory)["states"] >= 600
 
 
-@pytest.mark.parametrize("seed", [23, 5054, 10233])
+@pytest.mark.parametrize("seed", [23, 5054, 10233, 779326])
 def test_cuts_that_once_broke_the_promise(seed: int) -> None:
-    """A clean slot ahead of the length; a hole that was cut off and came back; a lost write that came back."""
+    """A clean slot ahead of the length; cut-off holes and lost writes that came back; remains of a block in a hole."""
     with scratch() as directory:
         ran = Campaign.begin(directory)
         ran.run(seed)

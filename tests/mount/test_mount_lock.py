@@ -46,9 +46,7 @@ class Doors:
             "stat by path": lambda: os.stat(self.top / "dir" / "file"),
             "stat by directory descriptor": lambda: os.stat("file", dir_fd=self.directory),
             "open by path": lambda: os.close(os.open(self.top / "dir" / "file", os.O_RDONLY)),
-            "open by directory descriptor": lambda: os.close(
-                os.open("file", os.O_RDONLY, dir_fd=self.directory)
-            ),
+            "open by directory descriptor": lambda: os.close(os.open("file", os.O_RDONLY, dir_fd=self.directory)),
             "create": lambda: os.close(os.open(self.top / "new", os.O_CREAT | os.O_WRONLY)),
             "mkdir": lambda: os.mkdir(self.top / "new directory"),
             "rename": lambda: os.rename(self.top / "dir", self.top / "moved"),

@@ -63,9 +63,7 @@ def test_killed_daemon_leaves_a_dead_mount_point_and_not_a_plain_directory(kille
 
 
 def test_next_mount_clears_it_recovers_and_says_so(killed: RealMount) -> None:
-    said = json.loads(
-        killed.site.cmkfs("mount", str(killed.vault), str(killed.path), "--json").splitlines()[0]
-    )
+    said = json.loads(killed.site.cmkfs("mount", str(killed.vault), str(killed.path), "--json").splitlines()[0])
     assert said["recovered"]["files_settled"] >= 5
     assert said["recovered"]["unreadable"] == []
     _is_all_there(killed.path)

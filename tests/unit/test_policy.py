@@ -182,9 +182,7 @@ def test_a_fingerprint_tells_policies_apart() -> None:
 # -- For all policies ------------------------------------------------------------------------------
 
 numbers = st.integers(0, 4)
-entries = st.builds(Who, st.sampled_from([Subject.USER, Subject.GROUP]), numbers) | st.just(
-    Who(Subject.EVERYONE)
-)
+entries = st.builds(Who, st.sampled_from([Subject.USER, Subject.GROUP]), numbers) | st.just(Who(Subject.EVERYONE))
 actions = st.sampled_from(Action)
 rules = st.builds(
     Rule,
@@ -248,9 +246,7 @@ def test_groups_that_are_not_needed_do_not_change_the_answer(
 
 
 @given(rule_lists, numbers, numbers, actions)
-def test_groups_are_needed_only_where_a_rule_names_one(
-    listed: list[Rule], uid: int, gid: int, action: Action
-) -> None:
+def test_groups_are_needed_only_where_a_rule_names_one(listed: list[Rule], uid: int, gid: int, action: Action) -> None:
     named = {entry.subject for rule in listed if action in rule.actions for entry in rule.who}
     assert Policy(tuple(listed)).needs_groups(action, uid, gid) <= (Subject.GROUP in named)
 

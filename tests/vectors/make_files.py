@@ -44,10 +44,7 @@ def sparse_text(label: str, size: int, holes: Holes) -> bytes:
 
 def cipher_files() -> dict[str, bytes]:
     """Name under `files/` -> cipher bytes."""
-    made = {
-        f"size-{size}": FileSpec(f"size {size}", ROOT_ZONE).settled(text(f"size {size}", size))
-        for size in SIZES
-    }
+    made = {f"size-{size}": FileSpec(f"size {size}", ROOT_ZONE).settled(text(f"size {size}", size)) for size in SIZES}
     made["main"] = FILE.settled(CONTENT)
     made["twin"] = FileSpec("twin", ROOT_ZONE).settled(text("twin", TAIL))
     made["other-zone"] = FileSpec("elsewhere", OTHER_ZONE).settled(text("elsewhere", 100))
@@ -119,9 +116,7 @@ def _sizes(add: FileVectors) -> None:
     alien = FileSpec("alien first", ROOT_ZONE, (ALIEN, ALPHA)).settled(b"second opens")
     add.add("first-recipient-of-another-token", alien, 12, plain=b"second opens")
     alien = FileSpec("alien only", ROOT_ZONE, (ALIEN,)).settled(b"closed")
-    add.add(
-        "no-recipient-of-this-token", alien, "no-key", fault="the only CMK is in another token", by="wrap"
-    )
+    add.add("no-recipient-of-this-token", alien, "no-key", fault="the only CMK is in another token", by="wrap")
     kw = FILE.identity(ALPHA.bare_recipient(2, bytes(40)) + FILE.identity()[82 : 82 + 83], 2)
     kw += FILE.slots(SlotSpec(2, CLEAN, TAIL))
     add.add("first-recipient-of-a-reserved-scheme", _file(kw, *BLOCKS, rem=7), TAIL)
@@ -189,9 +184,7 @@ def _clean_against_length(add: FileVectors) -> None:
             cipher = _file(clean(), *blocks, rem=rem)
             add.add(f"clean-more-{how}-last-block-{name}", cipher, outcome, "damaged", fault=fault, by="size")
     more = _file(clean(2 * PLAIN), *BLOCKS, rem=7)
-    add.add(
-        "clean-more-blocks", more, 2 * PLAIN, "damaged", fault="blocks beyond the size of the slot", by="size"
-    )
+    add.add("clean-more-blocks", more, 2 * PLAIN, "damaged", fault="blocks beyond the size of the slot", by="size")
     for rem in (1, 4095):
         fault = "size 0 and less than a block"
         add.add(f"clean-0-and-{rem}", _file(clean(0), rem=rem), 0, "damaged", fault=fault, by="size")
@@ -213,13 +206,9 @@ def _no_header(add: FileVectors) -> None:
         fault="header page of another file",
     )
     fault = "identity of another file, slots of this one"
-    add.add(
-        "identity-of-another-file", twin[:3072] + clean()[3072:] + body, "damaged", fault=fault, by="slot"
-    )
+    add.add("identity-of-another-file", twin[:3072] + clean()[3072:] + body, "damaged", fault=fault, by="slot")
     fault = "slots of another file"
-    add.add(
-        "slots-of-another-file", clean()[:3072] + twin[3072:PAGE] + body, "damaged", fault=fault, by="slot"
-    )
+    add.add("slots-of-another-file", clean()[:3072] + twin[3072:PAGE] + body, "damaged", fault=fault, by="slot")
     fault = "file of another zone"
     add.add("file-of-another-zone", cipher_files()["other-zone"], "damaged", fault=fault, by="header")
     moved = FileSpec("elsewhere", OTHER_ZONE)
@@ -287,9 +276,7 @@ def _dirty_gaps(add: FileVectors) -> None:
         fault = f"a block that holds bytes below the floor: {name}"
         add.add(f"dirty-{inside}-block-{name}", _file(dirty(inside), *cipher), (inside, [1]), fault=fault)
         below = (TAIL, [1])
-        add.add(
-            f"dirty-{2 * PLAIN}-block-{name}", _file(dirty(2 * PLAIN), *cipher, rem=7), below, fault=fault
-        )
+        add.add(f"dirty-{2 * PLAIN}-block-{name}", _file(dirty(2 * PLAIN), *cipher, rem=7), below, fault=fault)
     short = [BLOCKS[0], FILE.block(1, CONTENT[PLAIN : PLAIN + 9]), *BLOCKS[2:]]
     inside = PLAIN + 10
     fault = "a block that ends below the floor"
@@ -343,15 +330,11 @@ def _slots(add: FileVectors) -> None:
         add.add(f"slot-{slot}-damaged", cipher, TAIL, fault="a slot's MAC", by="slot")
         plain = CONTENT + b"more"
         cipher = _file(flip(page, at + 500), *BLOCKS[:3], FILE.block(3, plain[3 * PLAIN :]))
-        add.add(
-            f"slot-{slot}-damaged-file-longer", cipher, TAIL + 4, plain=plain, fault="a slot's MAC", by="slot"
-        )
+        add.add(f"slot-{slot}-damaged-file-longer", cipher, TAIL + 4, plain=plain, fault="a slot's MAC", by="slot")
     both = flip(flip(page, 3072), 3584)
     add.add("both-slots-damaged", _file(both, *BLOCKS, rem=7), "damaged", fault="both slots", by="slot")
     equal = head(SlotSpec(2, CLEAN, TAIL), SlotSpec(2, CLEAN, TAIL))
-    add.add(
-        "slots-of-one-sequence", _file(equal, *BLOCKS, rem=7), "damaged", fault="equal sequences", by="slot"
-    )
+    add.add("slots-of-one-sequence", _file(equal, *BLOCKS, rem=7), "damaged", fault="equal sequences", by="slot")
     old = head(SlotSpec(3, DIRTY, 5, 2), SlotSpec(2, CLEAN, 2 * PLAIN))
     add.add("dirty-after-clean", _file(old, *BLOCKS), TAIL)
 

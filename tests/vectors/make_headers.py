@@ -141,9 +141,7 @@ def _recipient_rows(two: FileSpec) -> Iterator[tuple[str, bytes, str | FileSpec,
 
 def _uncommitted(cmk: Cmk) -> bytes:
     """Another secret, wrapped with a context that names the commitment of this file's DEK."""
-    return cmk.recipient(
-        bytes(32), 1, ROOT_ZONE.zone_id, FILE.file_id, VAULT_HASH, committed=commitment(FILE.dek)
-    )
+    return cmk.recipient(bytes(32), 1, ROOT_ZONE.zone_id, FILE.file_id, VAULT_HASH, committed=commitment(FILE.dek))
 
 
 def header_vectors(blob: Blob) -> tuple[Row, list[Row]]:
@@ -283,9 +281,7 @@ def size_vectors() -> list[Row]:
     worked = {0: 4096, 1: 8193, 4047: 12239, 4048: 8192, 4049: 12289, 4096: 12336}
     worked |= {1 << 20: 1069200, 5 << 30: 5432377888, 8096: 12288, 8095: 16335, 3 * PLAIN + 7: 20487}
     rows = [row(f"plain-{plain}", {"plain": plain}, {"cipher": cipher}) for plain, cipher in worked.items()]
-    rows += [
-        row(f"cipher-{cipher}", {"cipher": cipher}, {"plain": plain}) for plain, cipher in worked.items()
-    ]
+    rows += [row(f"cipher-{cipher}", {"cipher": cipher}, {"plain": plain}) for plain, cipher in worked.items()]
     none = (0, 1, 4095, 4097, 8191, PAGE * 2 + PLAIN, PAGE * 3 - 1, PAGE * 5 + PLAIN, PAGE * 6 - 1)
     rows += [row(f"cipher-{length}", {"cipher": length}, {"plain": None}) for length in none]
     return rows

@@ -44,9 +44,7 @@ def primitive_vectors() -> list[Row]:
             {**xaes, "key": "03" * 32, "associated": b"c2sp.org/XAES-256-GCM".hex()},
             {"output": XAES_2},
         ),
-        row(
-            "siv-rfc5297-a1", siv, {"output": "85632d07c6e8f37f950acd320a2ecc9340c02b9690c4dc04daef7f6afe5c"}
-        ),
+        row("siv-rfc5297-a1", siv, {"output": "85632d07c6e8f37f950acd320a2ecc9340c02b9690c4dc04daef7f6afe5c"}),
         row("siv-of-nothing", empty, {"output": sealed.hex()}),
         row("kdf-rfc5869-a1-expand", kdf, {"output": okm}),
         row("mac-rfc4231-2", mac, {"output": tag}),
@@ -61,9 +59,7 @@ def key_vectors() -> list[Row]:
     """Layer `keys`: what follows from a zone secret, and from a DEK with a zone's header secret."""
     rows = []
     for zone in (ROOT_ZONE, OTHER_ZONE):
-        expect = {label: zone.key(label).hex() for label in LABELS} | {
-            "commitment": commitment(zone.secret).hex()
-        }
+        expect = {label: zone.key(label).hex() for label in LABELS} | {"commitment": commitment(zone.secret).hex()}
         rows.append(row(f"zone-{zone.label}", {"zone_secret": zone.secret.hex()}, expect))
     expect = {"content_key": FILE.content_key.hex(), "header_key": FILE.header_key.hex()}
     inputs = {"dek": FILE.dek.hex(), "zone_header_secret": ROOT_ZONE.key("header").hex()}
@@ -153,9 +149,7 @@ def wrap_vectors() -> tuple[Row, list[Row]]:
     alien = ALIEN.recipient(secret, 1, zone, thing, VAULT_HASH)
     rows.append(row("cmk-not-in-the-token", {"recipient": alien.hex()}, "no-key", "another token", "wrap"))
     other = ALPHA.recipient(bytes(32), 1, zone, thing, VAULT_HASH, committed=commitment(secret))
-    rows.append(
-        row("not-the-committed-secret", {"recipient": other.hex()}, "damaged", "another secret", "wrap")
-    )
+    rows.append(row("not-the-committed-secret", {"recipient": other.hex()}, "damaged", "another secret", "wrap"))
     return {**base, **token_inputs()}, rows
 
 
@@ -169,9 +163,7 @@ def zone_vectors() -> tuple[Row, list[Row]]:
         ("longest-name", b"n" * 255),
         ("any-bytes", b"\xff\1"),
     ):
-        rows.append(
-            row(name, {"target": b64(ROOT_ZONE.record(PARENT_ID, DIR_ID, plain))}, _place(PARENT_ID, plain))
-        )
+        rows.append(row(name, {"target": b64(ROOT_ZONE.record(PARENT_ID, DIR_ID, plain))}, _place(PARENT_ID, plain)))
     root = ROOT_ZONE.record(bytes(16), DIR_ID, b"")
     rows.append(row("root", {"target": b64(root)}, _place(bytes(16), b"")))
     ends = {"magic": 0, "zone-id": 4, "zone-id-end": 19, "commitment": 20, "commitment-end": 51}
@@ -196,12 +188,8 @@ def zone_vectors() -> tuple[Row, list[Row]]:
     )
     for field, at in places.items():
         layer = "wrap" if field in wraps else "zone"
-        rows.append(
-            row(f"flip-{field}", {"target": b64(flip(good, at))}, "damaged", f"a bit of {field}", layer)
-        )
-    rows.append(
-        row("flip-version", {"target": b64(flip(good, 56))}, "no-key", "a bit of the version", "wrap")
-    )
+        rows.append(row(f"flip-{field}", {"target": b64(flip(good, at))}, "damaged", f"a bit of {field}", layer))
+    rows.append(row("flip-version", {"target": b64(flip(good, 56))}, "no-key", "a bit of the version", "wrap"))
     rows.append(row("flip-cmk-id", {"target": b64(flip(good, 57))}, "no-key", "a bit of the CMK id", "wrap"))
     rows.append(row("scheme-0", {"target": b64(flip(good, 52))}, "damaged", "scheme 0", "zone"))
     for name, changed, error in (

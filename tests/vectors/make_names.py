@@ -51,13 +51,9 @@ def name_vectors() -> tuple[Row, list[Row]]:
     for number_, name in enumerate([*names, *odd]):
         cipher = ROOT_ZONE.name(DIR_ID, name)
         entry, sidecar = (cipher, None) if len(cipher) <= 255 else (long_entry(cipher), cipher)
-        rows.append(
-            row(f"name-{number_}-of-{len(name)}", {"entry": entry, "sidecar": sidecar}, {"name": name.hex()})
-        )
+        rows.append(row(f"name-{number_}-of-{len(name)}", {"entry": entry, "sidecar": sidecar}, {"name": name.hex()}))
     for label, entry, sidecar in _bad_names():
-        rows.append(
-            row(label, {"entry": entry, "sidecar": sidecar}, "damaged", label.replace("-", " "), "name")
-        )
+        rows.append(row(label, {"entry": entry, "sidecar": sidecar}, "damaged", label.replace("-", " "), "name"))
     return {**ZONE, "dir_id": DIR_ID.hex()}, rows
 
 
@@ -197,9 +193,5 @@ def xattr_vectors() -> tuple[Row, list[Row]]:
         ("sealed-name-longer-than-the-rest", backing, ROOT_ZONE.value(DIR_ID, backing, b"\x0auser.mime")),
         ("sealed-another-name", backing, ROOT_ZONE.value(DIR_ID, backing, b"\x0auser.othertext")),
     ):
-        rows.append(
-            row(
-                name, {"attribute": attribute, "value": raw.hex()}, "damaged", name.replace("-", " "), "xattr"
-            )
-        )
+        rows.append(row(name, {"attribute": attribute, "value": raw.hex()}, "damaged", name.replace("-", " "), "xattr"))
     return {**ZONE, "object_id": DIR_ID.hex()}, rows

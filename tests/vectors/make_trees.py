@@ -16,9 +16,7 @@ class TreeVectors:
         self.made, self._blob = made, blob
         self.rows: list[Row] = []
 
-    def add(
-        self, name: str, changes: list[Row], fault: str | None = None, by: str = "", **expect: Any
-    ) -> None:
+    def add(self, name: str, changes: list[Row], fault: str | None = None, by: str = "", **expect: Any) -> None:
         """A vector; `expect` has changed, gone, error or errors_any_of."""
         self.rows.append(row(name, {"changes": changes}, expect or {"changed": {}}, fault, by))
 
@@ -51,9 +49,7 @@ def _unchanged(add: TreeVectors) -> None:
     hello = root.entry(b"hello.txt")
     add.add("as-it-is", [])
     add.add("owner-and-leftovers", [add.write("cmkfs.owner", b"host 1\n"), add.write("cmkfs.tmp.x", b"half")])
-    add.add(
-        "foreign-entries", [add.write("README.txt", b"x"), add.write("no-name", b"x"), add.write("=", b"x")]
-    )
+    add.add("foreign-entries", [add.write("README.txt", b"x"), add.write("no-name", b"x"), add.write("=", b"x")])
     fifo = {docs.path(b"pipe").hex(): {"kind": "special"}}
     add.add("fifo", [{"do": "fifo", "path": docs.entry(b"pipe")}], changed=fifo)
     linked = {docs.path(b"again").hex(): add.node(b"hello.txt")}
@@ -125,10 +121,7 @@ def _zone_faults(add: TreeVectors) -> None:
     short = [one for one in made.vault.zones if one[0] != SECRET_ZONE.zone_id]
     unlisted = [add.write("cmkfs.zones", ROOT_ZONE.zone_list(short))]
     add.add("zone-not-listed", unlisted, "a zone that the list lacks", "zones", **hidden)
-    ids = [
-        (*one[:2], rnd("id", 16), one[3]) if one[0] == SECRET_ZONE.zone_id else one
-        for one in made.vault.zones
-    ]
+    ids = [(*one[:2], rnd("id", 16), one[3]) if one[0] == SECRET_ZONE.zone_id else one for one in made.vault.zones]
     listed = [add.write("cmkfs.zones", ROOT_ZONE.zone_list(ids))]
     add.add("zone-listed-with-another-root", listed, "another directory id in the list", "zone", **hidden)
     gone = [{"do": "remove", "path": secret.cipher + "cmkfs.zone"}]
@@ -172,9 +165,7 @@ def _object_faults(add: TreeVectors) -> None:
         changed=add.damaged(root, b"copied"),
     )
     out = [to("copy", secret.entry(b"out"), root.entry(b"out"))]
-    add.add(
-        "symlink-of-another-zone", out, "a symlink of another zone", "link", changed=add.damaged(root, b"out")
-    )
+    add.add("symlink-of-another-zone", out, "a symlink of another zone", "link", changed=add.damaged(root, b"out"))
     swapped = [to("exchange", plan, inner.entry(b"plan"))]
     both = {**add.damaged(secret, b"plan"), **add.damaged(inner, b"plan")}
     add.add("files-swapped-between-zones", swapped, "files of two zones exchanged", "header", changed=both)
@@ -199,9 +190,7 @@ def _object_faults(add: TreeVectors) -> None:
     bad = [symlink(docs.cipher + "cmkfs.dir", str(objects[more.cipher + "cmkfs.dir"]))]
     below = [path for path in made.vault.plain if bytes.fromhex(path).startswith(b"docs/")]
     one_id = "cmkfs.dir of another directory: nothing in it authenticates, and one id is at two places"
-    add.add(
-        "directory-id-copied", bad, one_id, "dir", gone=below, errors_any_of=[b"docs".hex(), b"more".hex()]
-    )
+    add.add("directory-id-copied", bad, one_id, "dir", gone=below, errors_any_of=[b"docs".hex(), b"more".hex()])
 
 
 def _backing(made: Made, parent: Directory, path: str) -> str | None:

@@ -70,9 +70,7 @@ class MiniVault:
 
     def directory(self, parent: Directory | None, name: bytes, zone: ZoneSpec) -> Directory:
         """A directory; the root of a zone if it differs from the parent's."""
-        made = Directory(
-            parent.path(name) if parent else b"", self.name(parent, name) + "/" if parent else "", zone
-        )
+        made = Directory(parent.path(name) if parent else b"", self.name(parent, name) + "/" if parent else "", zone)
         if parent:
             self.objects[made.cipher[:-1]] = None
         self.objects[made.cipher + "cmkfs.dir"] = b64(zone.directory(made.dir_id))

@@ -104,11 +104,7 @@ def read_vault_file(raw: bytes) -> tuple[bytes, bytes]:
         fields = json.loads(raw.decode("utf-8"))
     except ValueError as error:
         raise DamagedError("vaultfile", "not JSON") from error
-    if (
-        not isinstance(fields, dict)
-        or fields.get("cmkfs") != "vault"
-        or type(fields.get("format")) is not int
-    ):
+    if not isinstance(fields, dict) or fields.get("cmkfs") != "vault" or type(fields.get("format")) is not int:
         raise DamagedError("vaultfile", "not a vault")
     if fields["format"] > 1:
         raise UnknownFormatError("vaultfile", f"format {fields['format']}")
@@ -235,9 +231,7 @@ def read_zone_record(target: str, vault_hash: bytes, unwrap: Unwrap) -> tuple[Zo
 def read_zone_list(raw: bytes, vault_hash: bytes, root_zone: Zone) -> list[Place]:
     """The zones below the root from the bytes of `cmkfs.zones`."""
     nonce, sealed = raw[:16], raw[16:]
-    cursor = Cursor(
-        _unseal("zones", root_zone.key("records"), [b"zones", vault_hash, nonce], sealed), "zones"
-    )
+    cursor = Cursor(_unseal("zones", root_zone.key("records"), [b"zones", vault_hash, nonce], sealed), "zones")
     places = []
     while cursor.more():
         zone_id, parent, root = cursor.take(16), cursor.take(16), cursor.take(16)

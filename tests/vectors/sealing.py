@@ -20,9 +20,7 @@ Holes = Sequence[tuple[int, int]]
 def rnd(label: str, length: int) -> bytes:
     """`length` bytes that look random and depend only on `label`."""
     count = -(-length // 32)
-    stream = b"".join(
-        sha256(SEED + b"\0" + label.encode() + b"\0" + n.to_bytes(8, "big")) for n in range(count)
-    )
+    stream = b"".join(sha256(SEED + b"\0" + label.encode() + b"\0" + n.to_bytes(8, "big")) for n in range(count))
     return stream[:length]
 
 
@@ -116,13 +114,9 @@ class ZoneSpec:
 
     def key(self, label: str) -> bytes:
         """The table of section 4."""
-        return kdf(
-            self.secret, b"cmkfs zone v1 " + label.encode(), 32 if label in ("session", "header") else 64
-        )
+        return kdf(self.secret, b"cmkfs zone v1 " + label.encode(), 32 if label in ("session", "header") else 64)
 
-    def record(
-        self, parent_id: bytes, root_id: bytes, name: bytes, features: int = 0, **over: bytes
-    ) -> bytes:
+    def record(self, parent_id: bytes, root_id: bytes, name: bytes, features: int = 0, **over: bytes) -> bytes:
         """The raw zone record; `over` replaces magic, zone_id, commitment, recipient or vault_hash."""
         vault_hash = over.get("vault_hash", VAULT_HASH)
         wrapped = self.cmk.recipient(self.secret, 2, self.zone_id, self.zone_id, vault_hash)
@@ -132,13 +126,9 @@ class ZoneSpec:
         head += over.get("commitment", commitment(self.secret))
         return head + over.get("recipient", wrapped) + over.get("sealed", sealed)
 
-    def zone_list(
-        self, entries: Sequence[tuple[bytes, bytes, bytes, bytes]], raw: bytes | None = None
-    ) -> bytes:
+    def zone_list(self, entries: Sequence[tuple[bytes, bytes, bytes, bytes]], raw: bytes | None = None) -> bytes:
         """`cmkfs.zones` with (zone id, parent id, root id, name)s, or with `raw` as the sealed bytes."""
-        plain = b"".join(
-            zone + parent + root + bytes([len(name)]) + name for zone, parent, root, name in entries
-        )
+        plain = b"".join(zone + parent + root + bytes([len(name)]) + name for zone, parent, root, name in entries)
         plain = plain if raw is None else raw
         nonce = rnd(f"zones {self.label} {plain.hex()}", 16)
         return nonce + siv_seal(self.key("records"), [b"zones", VAULT_HASH, nonce], plain)
@@ -203,9 +193,7 @@ class SlotSpec:
         """The 480 bytes before the MAC; `over` replaces count (1), zero (2), reserved (32) or ranges."""
         ranges = b"".join(number(first, 8) + number(count, 8) for first, count in self.holes)
         body = number(self.sequence, 8) + number(self.generation, 4) + bytes([self.state])
-        body += (
-            over.get("count", bytes([len(self.holes)])) + over.get("zero", bytes(2)) + number(self.size, 8)
-        )
+        body += over.get("count", bytes([len(self.holes)])) + over.get("zero", bytes(2)) + number(self.size, 8)
         return (body + over.get("reserved", bytes(32)) + over.get("ranges", ranges)).ljust(480, b"\0")
 
 
@@ -241,12 +229,7 @@ class FileSpec:
         """Bytes 0 to 3071; `over` replaces form (2), flags (2), zero (4) or zone_id (16)."""
         zone_id = over.get("zone_id", self.zone.zone_id)
         wrapped = [cmk.recipient(self.dek, 1, zone_id, self.file_id, VAULT_HASH) for cmk in self.cmks]
-        head = (
-            b"CMKFSv1\n"
-            + over.get("form", b"\0\1")
-            + over.get("flags", bytes(2))
-            + over.get("zero", bytes(4))
-        )
+        head = b"CMKFSv1\n" + over.get("form", b"\0\1") + over.get("flags", bytes(2)) + over.get("zero", bytes(4))
         head += self.file_id + zone_id + commitment(self.dek)
         head += number(len(wrapped) if count is None else count, 2)
         return (head + (b"".join(wrapped) if recipients is None else recipients)).ljust(3072, b"\0")
@@ -276,19 +259,14 @@ class FileSpec:
         padded = (plain + padding).ljust(PLAIN, b"\0")
         nonce = rnd(f"nonce {self.label} {at} {generation} {length} {flags} {sha256(padded).hex()}", 24)
         fields = number(length, 2) + number(flags, 2) + number(generation, 4)
-        return (
-            nonce + fields + xaes_seal(self.content_key, nonce, padded, self.file_id + number(at, 8) + fields)
-        )
+        return nonce + fields + xaes_seal(self.content_key, nonce, padded, self.file_id + number(at, 8) + fields)
 
     def blocks(self, plain: bytes, holes: Holes = ()) -> list[bytes]:
         """All blocks of a content; what lies in `holes` is left as zeros, but for a partial last block."""
         pieces = [plain[at : at + PLAIN] for at in range(0, len(plain), PLAIN)]
         inside = [any(first <= at < first + count for first, count in holes) for at in range(len(pieces))]
         sealed = zip(inside, enumerate(pieces), strict=True)
-        return [
-            bytes(PAGE) if hole and len(piece) == PLAIN else self.block(at, piece)
-            for hole, (at, piece) in sealed
-        ]
+        return [bytes(PAGE) if hole and len(piece) == PLAIN else self.block(at, piece) for hole, (at, piece) in sealed]
 
     def settled(self, plain: bytes, holes: Holes = ()) -> bytes:
         """The whole backing of a clean file."""

@@ -100,9 +100,7 @@ def _zone_record(vector: Vector) -> Values:
     token = software_token(vector.cmks())
     zone, place = read_zone_record(vector.inputs["target"], vector.raw("vault_hash"), token)
     values = {"zone_id": zone.zone_id, "zone_secret": zone.secret, "parent_id": place.parent_id}
-    return {
-        name: value.hex() for name, value in {**values, "root_id": place.root_id, "name": place.name}.items()
-    }
+    return {name: value.hex() for name, value in {**values, "root_id": place.root_id, "name": place.name}.items()}
 
 
 def _zones(vector: Vector) -> Values:
@@ -121,9 +119,7 @@ def _name(vector: Vector) -> Values:
 
 
 def _link(vector: Vector) -> Values:
-    return {
-        "target": read_link(vector.inputs["target"], vector.inputs["parts"].__getitem__, _zone(vector)).hex()
-    }
+    return {"target": read_link(vector.inputs["target"], vector.inputs["parts"].__getitem__, _zone(vector)).hex()}
 
 
 def _xattr(vector: Vector) -> Values:
@@ -160,11 +156,7 @@ def _block(vector: Vector) -> Values:
     slot = Slot(1, given["slot_generation"], True, 0, holes)
     page = vector.raw("page")
     plain = read_block(vector.raw("content_key"), vector.raw("file_id"), given["number"], page, slot)
-    return (
-        {"hole": True}
-        if plain is None
-        else {"hole": False, "length": len(plain), "sha256": sha256(plain).hex()}
-    )
+    return {"hole": True} if plain is None else {"hole": False, "length": len(plain), "sha256": sha256(plain).hex()}
 
 
 def _size(vector: Vector) -> Values:
@@ -258,9 +250,7 @@ def test_tree(vector: Vector, tmp_path: Path) -> None:
         for path in [path for path in tree if any((path + "2f").startswith(one + "2f") for one in suspects)]:
             del tree[path]
     assert found == wanted
-    layers = {nodes[bytes.fromhex(path)].layer for path in [*vector.expect.get("changed", {}), *suspects]} - {
-        ""
-    }
+    layers = {nodes[bytes.fromhex(path)].layer for path in [*vector.expect.get("changed", {}), *suspects]} - {""}
     assert layers <= {vector.reported_by}
 
 
@@ -325,9 +315,7 @@ def test_nothing_of_cmkfs_is_imported() -> None:
         "import sys, reader, make_vectors, vector_set; "
         "print([name for name in sys.modules if name.split('.')[0] == 'cmkfs'])"
     )
-    answer = subprocess.run(
-        [sys.executable, "-c", program], cwd=HERE, check=True, capture_output=True, text=True
-    )
+    answer = subprocess.run([sys.executable, "-c", program], cwd=HERE, check=True, capture_output=True, text=True)
     assert answer.stdout == "[]\n"
 
 

@@ -197,9 +197,7 @@ async def test_await_exit_sent_just_before_the_end_is_never_lost(home: Home) -> 
         server.open()
         async with trio.open_nursery() as nursery:
             await nursery.start(server.run)
-            with client.ask_to_say_when_ended(
-                registry.Entry(registry.socket_path(home, "/mnt/a"), None, True)
-            ) as late:
+            with client.ask_to_say_when_ended(registry.Entry(registry.socket_path(home, "/mnt/a"), None, True)) as late:
                 await server.finish({"unsaved": []})
                 assert late.receive(seconds=1) == {"unsaved": []}
 

@@ -45,16 +45,19 @@ def test_round_trip_with_the_most_recipients() -> None:
         assert Identity.from_bytes(identity.to_bytes()) == identity
 
 
-@pytest.mark.parametrize("at", range(IDENTITY_SIZE))
-def test_a_flipped_bit_anywhere_is_refused_or_is_another_identity(at: int) -> None:
+def test_a_flipped_bit_anywhere_is_refused_or_is_another_identity() -> None:
     """Never the same identity from other bytes: what counts is bound, what does not count must be zero."""
-    flipped = put(RAW, at, bytes([RAW[at] ^ (1 << at % 8)]))
-    try:
-        other = Identity.from_bytes(flipped)
-    except (Damaged, UnknownFormat):
-        return
-    assert other != IDENTITY
-    assert 16 <= at < 82 + len(RECIPIENT.to_bytes())
+    accepted = set()
+    for at in range(IDENTITY_SIZE):
+        try:
+            other = Identity.from_bytes(put(RAW, at, bytes([RAW[at] ^ (1 << at % 8)])))
+        except (Damaged, UnknownFormat):
+            continue
+        assert other != IDENTITY
+        accepted.add(at)
+    fields = {*range(16, 80), *range(82, 82 + len(RECIPIENT.to_bytes()))}
+    assert accepted <= fields
+    assert accepted >= {*range(16, 80)}  # these are bound by commitment, context and hash
 
 
 def test_the_hash_binds_all_but_the_recipients() -> None:
@@ -164,7 +167,6 @@ def test_as_many_hole_ranges_as_fit() -> None:
         (13, b"\1"),  # a second range follows where zeros must be
         (13, b"\3"),  # an empty range
         (14, b"\1"),
-        (16, b"\xff"),
         (24, b"\1"),
         (55, b"\1"),
         (64, bytes(8)),  # a range without blocks
@@ -178,12 +180,6 @@ def test_as_many_hole_ranges_as_fit() -> None:
 def test_each_field_of_a_slot_out_of_range(at: int, new: bytes) -> None:
     with pytest.raises(Damaged):
         Slot.from_body(put(SLOT.body(), at, new))
-
-
-def test_the_largest_size_is_a_size() -> None:
-    assert Slot.from_body(Slot(1, 0, State.CLEAN, MAX_PLAIN_SIZE).body()).size == MAX_PLAIN_SIZE
-    with pytest.raises(Damaged):
-        Slot.from_body(Slot(1, 0, State.CLEAN, MAX_PLAIN_SIZE + 1).body())
 
 
 # -- pages -----------------------------------------------------------------------------------------

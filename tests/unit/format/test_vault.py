@@ -125,15 +125,15 @@ def test_sessions_round_trip(sequence: int, state: SessionState, session_id: byt
     assert Session.from_body(session.body()) == session
 
 
-@pytest.mark.parametrize("at", range(SESSION_BODY))
-def test_a_session_that_parses_is_written_the_same(at: int) -> None:
-    body = bytearray(SESSION.body())
-    body[at] ^= 0x40
-    if at < 8 or 16 <= at < 40:
-        assert Session.from_body(bytes(body)).body() == body
-    else:
-        with pytest.raises(Damaged):
-            Session.from_body(bytes(body))
+def test_a_session_that_parses_is_written_the_same() -> None:
+    for at in range(SESSION_BODY):
+        body = bytearray(SESSION.body())
+        body[at] ^= 0x40
+        if at < 8 or 16 <= at < 40:
+            assert Session.from_body(bytes(body)).body() == body
+        else:
+            with pytest.raises(Damaged):
+                Session.from_body(bytes(body))
 
 
 # -- zones -----------------------------------------------------------------------------------------

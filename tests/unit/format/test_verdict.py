@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from cmkfs.errors import Damaged
 from cmkfs.format.header import Slot, State
-from cmkfs.format.layout import BLOCK, PAGE, blocks_end, cipher_size, plain_size_at_least, plain_size_of
+from cmkfs.format.layout import BLOCK, MAX_PLAIN_SIZE, PAGE, blocks_end, cipher_size, plain_size_at_least, plain_size_of
 from cmkfs.format.verdict import Verdict, judge
 
 SIZES = [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 3 * BLOCK + 7]
@@ -73,6 +73,13 @@ def test_dirty_is_scanned_unless_it_says_less_than_the_floor(floor: int, recover
 @pytest.mark.parametrize("floor", SIZES)
 def test_a_dirty_backing_may_end_with_its_last_block(floor: int) -> None:
     assert judge(dirty(floor), blocks_end(floor), recovering=False) is Verdict.SCAN
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_size_that_no_backing_can_have_is_damage(state: State) -> None:
+    for size in (MAX_PLAIN_SIZE + BLOCK, 2**63 - 1, 2**64 - 1):
+        with pytest.raises(Damaged):
+            judge(Slot(1, 0, state, size), 2**62, recovering=True)
 
 
 @given(st.integers(0, 6 * PAGE), st.integers(0, 4 * BLOCK), st.sampled_from(State), st.booleans())

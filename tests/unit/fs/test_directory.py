@@ -60,7 +60,7 @@ async def test_a_sidecar_must_hash_to_its_entry(mounted: Harness) -> None:
     os.symlink(other.sealed, sidecar)
     with pytest.raises(Damaged):
         plain_name(directory(mounted), mounted.backing.root_fd, names.entry)
-    assert set(await mounted.program.list(ROOT)) == {b".", b".."}
+    assert set(await mounted.program.entries(ROOT)) == {b".", b".."}
 
 
 async def test_what_does_not_authenticate_is_not_shown(mounted: Harness) -> None:
@@ -72,7 +72,7 @@ async def test_what_does_not_authenticate_is_not_shown(mounted: Harness) -> None
     (mounted.vault / "stray").touch()
     (mounted.vault / ("A" * 43)).touch()
     (mounted.vault / "long.x").touch()
-    assert set(await mounted.program.list(ROOT)) == {b".", b"..", b"kept", b"sub"}
+    assert set(await mounted.program.entries(ROOT)) == {b".", b"..", b"kept", b"sub"}
     with pytest.raises(FileNotFoundError):
         await mounted.program.lookup(ROOT, b"other")
 
@@ -82,7 +82,7 @@ async def test_the_vaults_own_names_are_never_users_names(mounted: Harness) -> N
         await mounted.program.save(ROOT, name, name)
     await mounted.unmount()
     await mounted.mount()
-    assert set(await mounted.program.list(ROOT)) == {
+    assert set(await mounted.program.entries(ROOT)) == {
         b".",
         b"..",
         b"cmkfs.vault",
@@ -104,22 +104,22 @@ async def test_a_cloned_directory_is_damage_as_soon_as_both_are_used(mounted: Ha
     ids[1].unlink()
     ids[1].symlink_to(ids[0].readlink())
     one = await mounted.program.walk(b"one")
-    await mounted.program.list(one)
+    await mounted.program.entries(one)
     two = await mounted.program.walk(b"two")
     with pytest.raises(OSError, match="Input/output") as caught:
-        await mounted.program.list(two)
+        await mounted.program.entries(two)
     assert "two directories with one id" in caught.value.__notes__[0]
 
 
 async def test_the_id_of_a_removed_directory_is_free(mounted: Harness) -> None:
     """What an old backup brings back under the same id is used as if it had never gone."""
     one = await mounted.program.mkdir(ROOT, b"one")
-    await mounted.program.list(one)
+    await mounted.program.entries(one)
     sealed = (path_of(mounted, b"one") / "cmkfs.dir").readlink()
     await mounted.program.rmdir(ROOT, b"one")
     path_of(mounted, b"one").mkdir()
     (path_of(mounted, b"one") / "cmkfs.dir").symlink_to(sealed)
-    assert set(await mounted.program.list(await mounted.program.walk(b"one"))) == {b".", b".."}
+    assert set(await mounted.program.entries(await mounted.program.walk(b"one"))) == {b".", b".."}
 
 
 @pytest.mark.parametrize("how", ["missing", "a file", "garbage", "of an unknown zone", "cut"])
@@ -139,7 +139,7 @@ async def test_a_directory_without_a_sound_id_is_damage(mounted: Harness, how: s
         link.symlink_to(sealed[:40])
     one = await mounted.program.walk(b"one")
     with pytest.raises(OSError, match="Input/output"):
-        await mounted.program.list(one)
+        await mounted.program.entries(one)
 
 
 async def test_exchanged_ids_hide_what_is_below_and_show_nothing_wrong(mounted: Harness) -> None:
@@ -153,7 +153,7 @@ async def test_exchanged_ids_hide_what_is_below_and_show_nothing_wrong(mounted: 
         link.symlink_to(target)
     for name in (b"one", b"two"):
         ino = await mounted.program.walk(name)
-        assert set(await mounted.program.list(ino)) == {b".", b".."}
+        assert set(await mounted.program.entries(ino)) == {b".", b".."}
         with pytest.raises(FileNotFoundError):
             await mounted.program.lookup(ino, b"in " + name)
 
@@ -175,7 +175,7 @@ async def test_a_locked_zone_gives_no_directory(mounted: Harness) -> None:
     with pytest.raises(Locked):
         mounted.mounted.operations.directory_of(mounted.mounted.inodes[one])
     with pytest.raises(OSError, match="Required key"):
-        await mounted.program.list(one)
+        await mounted.program.entries(one)
 
 
 # -- zones -----------------------------------------------------------------------------------------

@@ -184,18 +184,22 @@ async def test_unlock_fails_as_the_token_does_and_stays_locked(site: Site) -> No
     assert not await site.lockdown.unlock([site.harness.zone])
 
 
+async def look(mounted: Harness) -> None:
+    """The watch looks now, as it does of itself all the time."""
+    await mounted.mounted.control_handlers()["confirm"]({"cmk_id": mounted.cmk.cmk_id.hex()})
+
+
 async def test_an_operators_lock_outlasts_the_watch(mounted: Harness) -> None:
     """Disabled and enabled again meanwhile, the zone stays locked until the operator unlocks it."""
-    await mounted.mounted.look_at_cmks()
     await mounted.lock()
     admin = mounted.token.elsewhere
     admin.set_enabled(mounted.cmk.cmk_id, False)
-    await mounted.mounted.look_at_cmks()
+    await look(mounted)
     with pytest.raises(Disabled):
         await mounted.unlock()
     admin.set_enabled(mounted.cmk.cmk_id, True)
     await mounted.lock()
-    await mounted.mounted.look_at_cmks()
+    await look(mounted)
     assert mounted.zone.state is ZoneState.LOCKED
     await mounted.unlock()
     assert mounted.zone.state is ZoneState.SERVING
@@ -205,14 +209,14 @@ async def test_a_disabled_cmk_locks_and_an_enabled_one_unlocks(mounted: Harness)
     await mounted.program.save(ROOT, b"file", b"x")
     admin = mounted.token.elsewhere
     admin.set_enabled(mounted.cmk.cmk_id, False)
-    await mounted.mounted.look_at_cmks()
+    await look(mounted)
     status = await mounted.mounted.control_handlers()["status"]({})
     assert status["state"] == "disabled"
-    for call in (mounted.program.walk(b"file"), mounted.program.list(ROOT)):
+    for call in (mounted.program.walk(b"file"), mounted.program.entries(ROOT)):
         with pytest.raises(OSError, match="Required key"):
             await call
     assert (await mounted.program.stat(ROOT)).st_ino == ROOT  # or nothing could unmount it
     admin.set_enabled(mounted.cmk.cmk_id, True)
-    await mounted.mounted.look_at_cmks()
+    await look(mounted)
     assert await mounted.program.content(await mounted.program.walk(b"file")) == b"x"
     assert (await mounted.mounted.control_handlers()["status"]({}))["state"] == "serving"

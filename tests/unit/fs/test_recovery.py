@@ -118,7 +118,7 @@ async def test_leftovers_are_swept(mounted: Harness) -> None:
     left = [path.name for top in (mounted.vault, inside) for path in top.iterdir()]
     assert not [name for name in left if name.startswith(("cmkfs.tmp.", "cmkfs.gone."))]
     assert kept.is_symlink()
-    assert set(await mounted.program.list(await mounted.program.walk(b"sub"))) == {b".", b"..", b"n" * 200}
+    assert set(await mounted.program.entries(await mounted.program.walk(b"sub"))) == {b".", b"..", b"n" * 200}
 
 
 @pytest.mark.parametrize("stray", ["directory", "leftover with content", "file", "foreign directory", "no sidecar"])

@@ -105,7 +105,8 @@ async def test_a_failed_sync_leaves_all_of_its_files_dirty(counting: Harness, co
         await counting.program.save(ROOT, b"%d" % number, b"x")
     await counting.mounted.settler.settle_all()
     assert len(counting.mounted.settler.dirty) == count
-    assert len(counting.mounted._warnings()) >= 1
+    warnings = (await counting.mounted.control_handlers()["status"]({}))["warnings"]
+    assert warnings == [f"{count} files could not be made durable"]
 
 
 async def test_what_is_written_during_the_sync_stays_dirty(counting: Harness) -> None:

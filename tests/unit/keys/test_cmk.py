@@ -30,9 +30,7 @@ def test_what_the_table_must_say() -> None:
     assert not any(state is CmkState.DESTROYED for state, _ in MOVES)  # nothing comes back
     reached = {new for (_, move), new in MOVES.items() if new is CmkState.DESTROYED}
     assert reached == {CmkState.DESTROYED}
-    assert [state for (state, _), new in MOVES.items() if new is CmkState.DESTROYED] == [
-        CmkState.PENDING_DELETION
-    ]
+    assert [state for (state, _), new in MOVES.items() if new is CmkState.DESTROYED] == [CmkState.PENDING_DELETION]
     # An enable and an import are the only ways into use.
     ways_in = {move for (state, move), new in MOVES.items() if new is CmkState.ENABLED and state is not new}
     assert ways_in == {CmkMove.ENABLE, CmkMove.IMPORT}

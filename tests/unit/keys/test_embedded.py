@@ -44,8 +44,7 @@ def open_token(home: Directory) -> Pkcs11Provider:
 
 def everything(directory: Path) -> dict[str, bytes | None]:
     return {
-        str(path.relative_to(directory)): path.read_bytes() if path.is_file() else None
-        for path in directory.rglob("*")
+        str(path.relative_to(directory)): path.read_bytes() if path.is_file() else None for path in directory.rglob("*")
     }
 
 
@@ -97,9 +96,7 @@ def test_a_label_of_32_bytes(tmp_path: Path) -> None:
     assert info.label == "ä" * 16
 
 
-def test_a_failed_init_leaves_nothing(
-    home: Directory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_failed_init_leaves_nothing(home: Directory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     home.token_dir.parent.mkdir()
     (tmp_path / "broken.so").write_bytes(b"no library")
     monkeypatch.setattr(embedded, "find_module", lambda: str(tmp_path / "broken.so"))
@@ -115,9 +112,7 @@ def test_two_processes_at_once_make_one_token(tmp_path: Path) -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(cmkfs.__file__).parents[1])}
     command = [sys.executable, "-c", code, str(tmp_path / "token")]
-    processes = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(4)
-    ]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(4)]
     said = sorted(process.communicate()[0].strip() for process in processes)
     assert said == ["False", "False", "False", "True"]
     assert [path.name for path in tmp_path.iterdir()] == ["token"]

@@ -130,7 +130,5 @@ def test_prompt_on_a_terminal_does_not_echo() -> None:
 
 def test_prompt_without_a_terminal() -> None:
     command = [sys.executable, "-c", PROMPT]
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=_environment()
-    )
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=_environment())
     assert "ConfigError: there is no terminal" in done.stderr

@@ -52,9 +52,7 @@ def test_nested_uses_end_with_the_outermost(conf: Path) -> None:
 
 
 @pytest.mark.parametrize("use", [StoreLock.reading, StoreLock.changing])
-def test_nobody_is_kept_out_for_ever(
-    conf: Path, monkeypatch: pytest.MonkeyPatch, use: Callable[..., object]
-) -> None:
+def test_nobody_is_kept_out_for_ever(conf: Path, monkeypatch: pytest.MonkeyPatch, use: Callable[..., object]) -> None:
     monkeypatch.setattr(softhsm_lock, "MAX_WAIT_SECONDS", 0.02)
     holder, other = StoreLock(conf), StoreLock(conf)
     with holder.changing():

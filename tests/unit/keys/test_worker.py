@@ -110,9 +110,7 @@ async def test_a_hanging_call_fails_at_its_deadline(worker: TokenWorker, hang: H
     assert worker.busy_seconds > 0
 
 
-async def test_calls_behind_a_hanging_one_fail_at_their_own_deadlines(
-    worker: TokenWorker, hang: Hang
-) -> None:
+async def test_calls_behind_a_hanging_one_fail_at_their_own_deadlines(worker: TokenWorker, hang: Hang) -> None:
     ran: list[int] = []
     failed: list[int] = []
 
