@@ -107,23 +107,37 @@ class Keyring:
         return new.identity, Lease(new.key, zone, epoch)
 
     async def _unwrap(self, zone: Zone, identity: Identity, epoch: int) -> FileKey:
-        recipient = _recipient_for(zone, identity)
-        context = WrapContext(
-            WrapKind.FILE, self.vault.vault_hash, zone.zone_id, identity.file_id, identity.commitment
-        ).to_bytes(recipient.version)
-        self.unwraps += 1
-        try:
-            dek = await self._call(lambda: self._provider.unwrap(recipient.version, recipient.wrapped, context=context))
-        except CmkNotFound as error:
-            # Gone, or never there: a header can name any version.
-            await self._call(lambda: self._provider.canary(zone.cmk_id))
-            raise Damaged("a file that is wrapped under a version that the CMK does not have") from error
+        dek = await self._unwrap_any(zone, identity)
         try:
             if zone.epoch != epoch:
                 raise _ended(zone)
             return FileKey(dek, identity, zone.keys_to_settle().header_secret)
         finally:
             dek[:] = bytes(len(dek))
+
+    async def _unwrap_any(self, zone: Zone, identity: Identity) -> bytearray:
+        """The DEK, from the first recipient under the zone's CMK that the token opens. Raises Damaged, Disabled, …"""
+        failure: Damaged | None = None
+        for recipient in identity.recipients:
+            if recipient.version.cmk_id == zone.cmk_id and recipient.version.usable:
+                try:
+                    return await self._unwrap_one(zone, identity, recipient)
+                except Damaged as error:
+                    failure = failure or error
+        raise failure or Damaged("a file that is wrapped under no CMK of its zone")
+
+    async def _unwrap_one(self, zone: Zone, identity: Identity, recipient: Recipient) -> bytearray:
+        version = recipient.version
+        context = WrapContext(
+            WrapKind.FILE, self.vault.vault_hash, zone.zone_id, identity.file_id, identity.commitment
+        ).to_bytes(version)
+        self.unwraps += 1
+        try:
+            return await self._call(lambda: self._provider.unwrap(version, recipient.wrapped, context=context))
+        except CmkNotFound as error:
+            # Gone, or never there: a header can name any version.
+            await self._call(lambda: self._provider.canary(zone.cmk_id))
+            raise Damaged("a file that is wrapped under a version that the CMK does not have") from error
 
     async def _prepare(self, zone: Zone, count: int) -> list[NewFile]:
         def wrap_all() -> tuple[CmkVersion, list[tuple[bytes, bytes, bytes]]]:
@@ -217,10 +231,3 @@ def unwrap_zone_secret(provider: KeyProvider, vault: VaultFile, zone: Zone) -> b
 def _ended(zone: Zone) -> CmkfsError:
     """Why a key that was asked for is not given: the zone was locked meanwhile, and perhaps serves again."""
     return KeyUnavailable("the zone was just locked") if zone.state is ZoneState.SERVING else zone.refusal()
-
-
-def _recipient_for(zone: Zone, identity: Identity) -> Recipient:
-    for recipient in identity.recipients:
-        if recipient.version.cmk_id == zone.cmk_id and recipient.version.usable:
-            return recipient
-    raise Damaged("a file that is wrapped under no CMK of its zone")

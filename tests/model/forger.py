@@ -46,7 +46,7 @@ class Seen:
     size: int = 0
     blocks: list[bytes | Error] = field(default_factory=list)
     target: bytes | Error = b""
-    xattrs: dict[bytes, bytes | Error] | Error = field(default_factory=dict)
+    xattrs: dict[bytes, bytes | Error] = field(default_factory=dict)
 
 
 Tree = dict[Names, Seen | Error]
@@ -114,7 +114,11 @@ async def _block(program: Program, fh: int, at: int) -> bytes | Error:
         return Error(str(error))
 
 
-async def _xattrs(program: Program, ino: int, names: tuple[bytes, ...]) -> dict[bytes, bytes | Error] | Error:
+LISTING = b""
+"""Stands among attributes for their names, which cannot be listed."""
+
+
+async def _xattrs(program: Program, ino: int, names: tuple[bytes, ...]) -> dict[bytes, bytes | Error]:
     found: dict[bytes, bytes | Error] = {}
     for name in names:
         try:
@@ -124,7 +128,7 @@ async def _xattrs(program: Program, ino: int, names: tuple[bytes, ...]) -> dict[
     try:
         listed = set(await program.list_xattrs(ino))
     except OSError as error:
-        return Error(str(error))
+        return {**found, LISTING: Error(str(error))}
     if not listed <= set(found):
         raise Forgery(f"attributes that were never set: {listed}")
     return found
@@ -169,11 +173,8 @@ def _may_be(original: Seen, found: Seen, others: list[Seen]) -> bool:
                 return False
     if found.kind == "symlink" and found.target != original.target:
         return False
-    if isinstance(found.xattrs, Error) or isinstance(original.xattrs, Error):
-        return True
     return all(
-        isinstance(value, Error)
-        or value in [other.xattrs.get(name) for other in others if isinstance(other.xattrs, dict)]
+        isinstance(value, Error) or value in [other.xattrs.get(name) for other in others]
         for name, value in found.xattrs.items()
     )
 

@@ -143,6 +143,24 @@ async def test_a_file_under_no_cmk_of_its_zone_is_damage(serving: OneZone) -> No
         assert (await serving.keyring.lease(serving.zone, both)).valid
 
 
+async def test_a_second_recipient_opens_what_the_first_does_not(serving: OneZone) -> None:
+    """A rewrap adds one before it removes the old one; either of them may be of a version that is gone."""
+    identity = await serving.file()
+    (good,) = identity.recipients
+    version = good.version
+    broken = Recipient(version, bytes(60))
+    gone = Recipient(CmkVersion(version.cmk_id, 77, version.scheme), good.wrapped)
+    for recipients in ((broken, good), (gone, good), (good, broken)):
+        serving.forget()
+        edited = Identity(identity.file_id, identity.zone_id, identity.commitment, recipients)
+        assert (await serving.keyring.lease(serving.zone, edited)).valid
+    serving.forget()
+    with pytest.raises(Tampered):
+        await serving.keyring.lease(
+            serving.zone, Identity(identity.file_id, identity.zone_id, identity.commitment, (broken, gone))
+        )
+
+
 async def test_files_of_before_a_rotation_open_and_new_ones_use_the_newest(
     serving: OneZone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
