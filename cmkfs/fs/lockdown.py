@@ -123,7 +123,7 @@ class Lockdown:
                     try:
                         await handle.file.key.reading()
                     except KeyUnavailable as error:
-                        log.warning("open files wait for their keys: %s", error)
+                        log.info("open files wait for their keys: %s", error)
                         break
                     except CmkfsError as error:
                         log.warning("an open file could not be unlocked: %s", error)
