@@ -15,6 +15,7 @@ from pathlib import Path
 
 import trio
 
+from cmkfs.answers import ControlAnswers
 from cmkfs.config import Config, MountOptions
 from cmkfs.control.registry import MountRecord
 from cmkfs.control.server import ControlServer
@@ -142,7 +143,7 @@ async def _until_unmounted(
     spec: MountSpec, mounted: Mounted, cmk: Cmk, ownership: Ownership, background: list[Task], ready: Ready
 ) -> bool:
     """Mount, serve, unmount, store, and tell who waits for it. True if everything was stored."""
-    server = ControlServer(spec.home, _record(spec, cmk), mounted.control_handlers())
+    server = ControlServer(spec.home, _record(spec, cmk), ControlAnswers(mounted).handlers())
     device: FuseDevice | None = None
     async with trio.open_nursery() as clients:
         try:

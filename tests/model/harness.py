@@ -18,6 +18,7 @@ from typing import cast
 import pyfuse3
 from contract.fake_token import FakeToken
 
+from cmkfs.answers import ControlAnswers
 from cmkfs.config import MountOptions
 from cmkfs.errors import CmkfsError
 from cmkfs.fs.backing import Backing
@@ -125,11 +126,11 @@ class Harness:
 
     async def lock(self) -> dict[str, object]:
         """`cmkfs lock`."""
-        return await self.mounted.control_handlers()["lock"]({})
+        return await ControlAnswers(self.mounted).handlers()["lock"]({})
 
     async def unlock(self) -> dict[str, object]:
         """`cmkfs unlock`."""
-        return await self.mounted.control_handlers()["unlock"]({})
+        return await ControlAnswers(self.mounted).handlers()["unlock"]({})
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "control": {"errors", "home"},
     # the composition root, and what people type
     "mounted": {"config", "control", "crypto", "errors", "format", "fs", "home", "keys", "policy"},
-    "mount": {"config", "control", "crypto", "errors", "format", "fs", "home", "keys", "mounted", "policy"},
+    "answers": {"control", "errors", "format", "fs", "keys", "mounted"},
+    "mount": {"answers", "config", "control", "crypto", "errors", "format", "fs", "home", "keys", "mounted", "policy"},
     "cli": {
         *("accounts", "config", "control", "errors", "format", "fs", "home", "keys", "maintenance", "mount"),
         "policy",

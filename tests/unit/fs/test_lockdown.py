@@ -8,6 +8,7 @@ import trio
 import trio.testing
 from model.harness import ROOT, Harness
 
+from cmkfs.answers import ControlAnswers
 from cmkfs.errors import Disabled, Locked
 from cmkfs.fs.lockdown import STORE_SECONDS, Lockdown
 from cmkfs.keys.zone import ZoneState
@@ -186,7 +187,7 @@ async def test_unlock_fails_as_the_token_does_and_stays_locked(site: Site) -> No
 
 async def look(mounted: Harness) -> None:
     """The watch looks now, as it does of itself all the time."""
-    await mounted.mounted.control_handlers()["confirm"]({"cmk_id": mounted.cmk.cmk_id.hex()})
+    await ControlAnswers(mounted.mounted).handlers()["confirm"]({"cmk_id": mounted.cmk.cmk_id.hex()})
 
 
 async def test_an_operators_lock_outlasts_the_watch(mounted: Harness) -> None:
@@ -210,7 +211,7 @@ async def test_a_disabled_cmk_locks_and_an_enabled_one_unlocks(mounted: Harness)
     admin = mounted.token.elsewhere
     admin.set_enabled(mounted.cmk.cmk_id, False)
     await look(mounted)
-    status = await mounted.mounted.control_handlers()["status"]({})
+    status = await ControlAnswers(mounted.mounted).handlers()["status"]({})
     assert status["state"] == "disabled"
     for call in (mounted.program.walk(b"file"), mounted.program.entries(ROOT)):
         with pytest.raises(OSError, match="Required key"):
@@ -219,4 +220,4 @@ async def test_a_disabled_cmk_locks_and_an_enabled_one_unlocks(mounted: Harness)
     admin.set_enabled(mounted.cmk.cmk_id, True)
     await look(mounted)
     assert await mounted.program.content(await mounted.program.walk(b"file")) == b"x"
-    assert (await mounted.mounted.control_handlers()["status"]({}))["state"] == "serving"
+    assert (await ControlAnswers(mounted.mounted).handlers()["status"]({}))["state"] == "serving"

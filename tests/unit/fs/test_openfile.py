@@ -243,6 +243,22 @@ async def test_a_hole_beyond_the_end_is_not_listed_after_an_fsync(mounted: Harne
     assert slot(mounted, fh).holes.ranges == ((0, 2),)
 
 
+async def test_what_a_crash_left_in_the_tail_is_no_part_of_a_hole(mounted: Harness) -> None:
+    """The remainder is told by bytes that nobody reads; a piece of a lost block may lie in them."""
+    program = mounted.program
+    fh = await program.create(ROOT, b"file")
+    await program.write(fh, 0, b"x" * 100)
+    await settle(mounted)
+    fd = program.file(fh).fd
+    os.pwrite(fd, b"a piece of a lost block", cipher_size(100) - 30)
+    await program.write(fh, 5 * BLOCK, b"y" * 90)
+    assert await program.read(fh, 0, 6 * BLOCK) == b"x" * 100 + bytes(5 * BLOCK - 100) + b"y" * 90
+    await settle(mounted)
+    os.pwrite(fd, b"a piece of a lost block", cipher_size(5 * BLOCK + 90) - 30)
+    await program.truncate(fh, 9 * BLOCK)
+    assert await program.read(fh, 5 * BLOCK, 5 * BLOCK) == b"y" * 90 + bytes(4 * BLOCK - 90)
+
+
 async def test_more_holes_than_a_slot_lists_are_merged(mounted: Harness) -> None:
     program = mounted.program
     fh = await program.create(ROOT, b"file")
@@ -269,12 +285,13 @@ async def test_no_file_ends_inside_a_hole(mounted: Harness, size: int) -> None:
 # -- failures --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("synced", [False, True])
 @pytest.mark.parametrize("pages", range(4))
 @pytest.mark.parametrize(
     ("plain_off", "length"), [(100, 3 * BLOCK), (2 * BLOCK, 2 * BLOCK), (50, BLOCK), (7 * BLOCK, 10)]
 )
 async def test_a_write_to_a_full_disk_leaves_the_file_as_it_was(
-    failing: Harness, pages: int, plain_off: int, length: int
+    failing: Harness, pages: int, plain_off: int, length: int, synced: bool
 ) -> None:
     """Also after an fsync that follows, and a crash after that: nothing of the failed write may show."""
     await failing.mount()
@@ -292,10 +309,26 @@ async def test_a_write_to_a_full_disk_leaves_the_file_as_it_was(
     backing(failing).pages_left = None
     assert failing.program.file(fh).size == len(expected)
     assert await failing.program.read(fh, 0, 100_000) == expected
-    await failing.program.fsync(fh)
+    if synced:
+        await failing.program.fsync(fh)
     failing.kill()
     await failing.mount()
     assert await failing.program.content(await failing.program.walk(b"file")) == expected
+    await failing.unmount()
+
+
+async def test_the_stored_half_of_a_failed_write_does_not_show_after_a_crash(failing: Harness) -> None:
+    """Whole blocks right behind a full last one would pass for the file's own."""
+    await failing.mount()
+    fh = await failing.program.create(ROOT, b"file")
+    await failing.program.write(fh, 0, b"x" * BLOCK)
+    backing(failing).pages_left = 2
+    with pytest.raises(OSError, match="No space"):
+        await failing.program.write(fh, BLOCK, b"y" * 3 * BLOCK)
+    backing(failing).pages_left = None
+    failing.kill()
+    await failing.mount()
+    assert await failing.program.content(await failing.program.walk(b"file")) == b"x" * BLOCK
     await failing.unmount()
 
 

@@ -213,10 +213,14 @@ async def test_where_a_dirty_file_ends(harness: Harness, blocks: list[tuple[int,
     assert (slot.state, slot.size) == (State.CLEAN, size)
 
 
-async def test_a_listed_hole_counts_as_full(harness: Harness) -> None:
-    await closed(harness)
+@pytest.mark.parametrize("stored", [False, True])
+async def test_a_listed_hole_counts_as_full(harness: Harness, stored: bool) -> None:
+    """Also where a copy has stored its zeros."""
+    path = await closed(harness)
     holes = Slot(9, 1, State.DIRTY, SIZE).holes.add(3, 5)
     await sealed(harness, Slot(9, 1, State.DIRTY, SIZE, holes), (2, b"3" * BLOCK, 1), (5, b"6" * 7, 1))
+    if stored:
+        put(path, cipher_off(3), bytes(2 * PAGE))
     await harness.mount()
     assert await content(harness) == CONTENT[: 2 * BLOCK] + b"3" * BLOCK + bytes(2 * BLOCK) + b"6" * 7
 

@@ -10,6 +10,7 @@ import trio.testing
 from contract.softhsm_token import SoftHsmToken
 from one_zone import DEADLINE, OWNER, STRANGER, OneZone, new_zone, until
 
+from cmkfs.crypto.dek import FileKey
 from cmkfs.errors import (
     CmkNotFound,
     Damaged,
@@ -218,6 +219,31 @@ async def test_an_unwrap_that_a_lock_overtook_gives_nothing(serving: OneZone, un
         serving.token.answer()
     assert len(refused) == 1
     assert serving.keyring.leases == 0
+
+
+async def test_a_key_of_the_next_epoch_is_none_of_the_last(serving: OneZone) -> None:
+    """Somebody who asked before a lock finds the key that was unwrapped after the unlock, and does not get it."""
+    identity = await serving.file()
+    refused: list[BaseException] = []
+
+    async def ask() -> None:
+        try:
+            await serving.keyring.lease(serving.zone, identity)
+        except KeyUnavailable as error:
+            refused.append(error)
+
+    async with trio.open_nursery() as nursery:
+        serving.token.hang()
+        nursery.start_soon(ask)
+        await until(serving.token.entered.is_set)
+        nursery.start_soon(ask)  # waits for the same unwrap
+        await trio.testing.wait_all_tasks_blocked()
+        serving.keyring.end_leases(serving.zone, Locked("operator"))
+        serving.zone.begin_serving(serving.zone.keys_to_settle())
+        key = FileKey.__new__(FileKey)
+        serving.keyring._caches[serving.zone.zone_id].put(identity.hash(), key)
+        serving.token.answer()
+    assert len(refused) == 2
 
 
 async def test_unlock_needs_the_token_and_an_enabled_cmk(made: OneZone) -> None:

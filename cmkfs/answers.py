@@ -1,0 +1,183 @@
+"""The answers of a mount to control requests: status, lock, unlock, info, confirm."""
+
+import os
+import socket
+import stat
+from collections.abc import Mapping
+
+from cmkfs.control.protocol import Fields
+from cmkfs.control.server import Handler
+from cmkfs.errors import CmkfsError, Locked, NotFound, TokenUnavailable, UsageError
+from cmkfs.format.header import Identity
+from cmkfs.fs.guard import Bugs, Requests
+from cmkfs.fs.inodes import Inode
+from cmkfs.keys.zone import Zone, ZoneState
+from cmkfs.mounted import Mounted
+
+_KINDS = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "symlink",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}
+
+
+class ControlAnswers:
+    """What the control socket of a mount can ask for."""
+
+    def __init__(self, mounted: Mounted) -> None:
+        self._mounted = mounted
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """What the control socket can ask for."""
+        return {
+            "status": self._status,
+            "lock": self._lock,
+            "unlock": self._unlock,
+            "info": self._info,
+            "confirm": self._confirm,
+        }
+
+    def _named(self, arguments: Fields) -> list[Zone]:
+        name = arguments.get("cmk")
+        zones = [zone for zone in self._mounted.keyring.zones.values() if name in (None, zone.cmk_name)]
+        if not zones:
+            raise NotFound(
+                f"no zone of this mount is under CMK {name}", hint=f"cmkfs status {self._mounted.mountpoint}"
+            )
+        return zones
+
+    async def _lock(self, arguments: Fields) -> Fields:
+        zones = self._named(arguments)
+        already = all(zone.locked_by_operator for zone in zones)
+        for zone in zones:
+            zone.locked_by_operator = True
+        why = Locked("an operator locked the zone", hint=f"cmkfs unlock {self._mounted.mountpoint}")
+        report = await self._mounted.locks.lock(zones, why, drop_dirty=bool(arguments.get("now")))
+        return {
+            "was_locked": already,
+            "stored_bytes": report.stored_bytes,
+            "dropped_bytes": report.dropped_bytes,
+            "open": [{"uid": by.uid, "pid": by.pid, "path": by.path} for by in report.open],
+        }
+
+    async def _unlock(self, arguments: Fields) -> Fields:
+        zones = self._named(arguments)
+        was_unlocked = all(zone.state is ZoneState.SERVING for zone in zones)
+        for zone in zones:
+            watch = self._mounted.watches[zone.cmk_id]
+            await watch.look()
+            if watch.refusal is not None:
+                raise type(watch.refusal)(str(watch.refusal), hint=watch.refusal.next_step)
+            if not watch.healthy:
+                raise TokenUnavailable("the token does not answer")
+        await self._mounted.locks.unlock(zones)
+        for zone in zones:
+            zone.locked_by_operator = False
+        return {"was_unlocked": was_unlocked}
+
+    async def _confirm(self, arguments: Fields) -> Fields:
+        cmk_id = bytes.fromhex(str(arguments.get("cmk_id", "")))
+        watch = self._mounted.watches.get(cmk_id)
+        if watch is None:
+            raise NotFound("no zone of this mount is under that CMK")
+        await watch.look()
+        return {"state": self._state(self._mounted.under(cmk_id)), "policy": watch.policy_hash}
+
+    async def _status(self, _arguments: Fields) -> Fields:
+        zones = list(self._mounted.keyring.zones.values())
+        dirty = self._mounted.settler.dirty
+        token = await self._token_facts()
+        return {
+            "mountpoint": str(self._mounted.mountpoint),
+            "vault": str(self._mounted.vault),
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "state": self._state(zones),
+            "read_only": self._mounted.backing.read_only,
+            "zones": [
+                {
+                    "zone": zone.zone_id.hex(),
+                    "cmk": zone.cmk_name,
+                    "cmk_id": zone.cmk_id.hex(),
+                    "state": self._state([zone]),
+                    "reason": zone.reason,
+                }
+                for zone in zones
+            ],
+            "leases": self._mounted.keyring.leases,
+            "unwraps": self._mounted.keyring.unwraps,
+            "open_files": len(self._mounted.operations.handles.files),
+            "known_inodes": len(self._mounted.inodes),
+            "dirty_files": len(dirty),
+            "dirty_bytes": sum(file.unsynced_bytes for file in dirty),
+            "backing_syncs": self._mounted.backing.fsyncs,
+            "requests": Requests.count,
+            "bugs": Bugs.count,
+            "token": token,
+            "recovered": None if self._mounted.recovered is None else self._mounted.recovered.facts(),
+            "stable_pages": "device" if self._mounted.backing.kind.waits_by_itself else "waited",
+            "warnings": self._mounted.warnings(),
+        }
+
+    async def _token_facts(self) -> Fields:
+        healthy = all(watch.healthy for watch in self._mounted.watches.values())
+        try:
+            info = await self._mounted.token.call(self._mounted.provider.token_info, deadline=self._mounted.deadline)
+        except CmkfsError:
+            return {"label": None, "serial": None, "healthy": False}
+        return {"label": info.label, "serial": info.serial, "healthy": healthy}
+
+    def _state(self, zones: list[Zone]) -> str:
+        if all(zone.state is ZoneState.SERVING for zone in zones):
+            return "serving"
+        if any(self._mounted.watches[zone.cmk_id].refusal is not None and zone.disabled for zone in zones):
+            return "disabled"
+        return "locked"
+
+    async def _info(self, arguments: Fields) -> Fields:
+        number = arguments.get("ino")
+        if not isinstance(number, int):
+            raise UsageError("info needs an inode number")
+        inode = self._mounted.inodes.get(1 if number == os.fstat(self._mounted.backing.root_fd).st_ino else number)
+        if inode is None:
+            raise NotFound("the mount does not know this inode")
+        zone = self._mounted.operations.zone_of(inode)
+        zone.check()
+        return {**self._facts(inode), "zone": zone.zone_id.hex(), "cmk": zone.cmk_name, "format": 1}
+
+    def _facts(self, inode: Inode) -> Fields:
+        found = self._mounted.inodes.stat(inode)
+        facts: Fields = {
+            "kind": _KINDS.get(inode.fmt, "unknown"),
+            "plain_size": self._mounted.attributes.fill(inode, found).st_size,
+            "cipher_size": found.st_size,
+            "backing_path": self._backing_path(inode),
+            "cmk_version": self._mounted.root_zone.record.recipient.version.version,
+            "state": "clean",
+            "file_id": None,
+        }
+        if inode.fmt == stat.S_IFREG:
+            identity = inode.file.identity if inode.file is not None else self._identity(inode)
+            dirty = inode.file is not None and inode.file.slots.dirty
+            facts["state"] = "dirty" if dirty else "clean"
+            facts["file_id"] = identity.file_id.hex()
+            facts["cmk_version"] = identity.recipients[0].version.version
+        return facts
+
+    def _identity(self, inode: Inode) -> Identity:
+        fd = self._mounted.inodes.open(inode, os.O_RDONLY)
+        try:
+            return Identity.from_bytes(os.pread(fd, 4096, 0))
+        finally:
+            os.close(fd)
+
+    def _backing_path(self, inode: Inode) -> str:
+        parts: list[str] = []
+        while inode.places:
+            inode, name = inode.places[-1]
+            parts.append(os.fsdecode(name))
+        return str(self._mounted.vault.joinpath(*reversed(parts)))

@@ -1,0 +1,81 @@
+"""Requests about content: open, create, read, write, sync and close files."""
+
+import errno
+import os
+from typing import cast
+
+import pyfuse3
+
+from cmkfs.fs.guard import guarded
+from cmkfs.fs.handles import FileHandle, actions_of
+from cmkfs.fs.name_requests import NameRequests
+from cmkfs.fs.request_handlers import request_of
+from cmkfs.keys.zone import ZoneState
+from cmkfs.policy import Action
+
+
+class FileRequests(NameRequests):
+    """Handlers of open files."""
+
+    @guarded
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        node = self._inodes[inode]
+        zone = self._allowed(node, ctx, *actions_of(flags))
+        file = await self._opener.open(node, zone)
+        number = self.handles.add_file(FileHandle(file, request_of(ctx), flags))
+        try:
+            if flags & os.O_TRUNC:
+                await self._setattr.truncate(file, 0, request_of(ctx))
+            zone.check()
+        except BaseException:
+            await self.release(number)
+            raise
+        return pyfuse3.FileInfo(fh=number, keep_cache=True)
+
+    @guarded
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        parent = self._inodes[parent_inode]
+        directory = self._allowed_in(parent, ctx, Action.CREATE)
+        for action in actions_of(flags & ~os.O_TRUNC):
+            self._keyring.authorize(directory.zone, request_of(ctx), action)
+        inode = await self._create(parent, name, mode, request_of(ctx))
+        assert inode.file is not None
+        number = self.handles.add_file(FileHandle(inode.file, request_of(ctx), flags))
+        return pyfuse3.FileInfo(fh=number, keep_cache=True), self._entry(inode, os.fstat(inode.file.fd))
+
+    @guarded
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        return cast(bytes, await self.handles.files[fh].file.read(off, size))  # any buffer will do
+
+    @guarded
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        handle = self.handles.files[fh]
+        zone = handle.file.zone
+        if zone.state is ZoneState.SETTLING:
+            self.stored_while_settling += len(buf)
+        elif zone.state is ZoneState.LOCKED:
+            self.refused_bytes += len(buf)
+        written = await handle.file.write(off, buf)
+        await self._setattr.after_write(handle.file, handle.request)
+        return written
+
+    @guarded
+    async def flush(self, fh: int) -> None:
+        # Everything is with the daemon by now; answering so once saves a request for each close.
+        raise pyfuse3.FUSEError(errno.ENOSYS)
+
+    @guarded
+    async def release(self, fh: int) -> None:
+        handle = self.handles.files.pop(fh, None)
+        if handle is not None:
+            handle.file.handles -= 1
+            self._opener.release(handle.file)
+
+    @guarded
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        file = self.handles.files[fh].file
+        file.zone.check()
+        await self._sync_directories(file.inode)
+        await file.fsync()

@@ -1,0 +1,119 @@
+"""What all request handlers of a mount share: its objects, who may, and how an entry is given to the kernel."""
+
+import errno
+import os
+from typing import Final
+
+import pyfuse3
+
+from cmkfs.fs.attributes import Attributes
+from cmkfs.fs.backing import Backing
+from cmkfs.fs.directory import Directories, Directory
+from cmkfs.fs.handles import Handles
+from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fs.listing import Listing
+from cmkfs.fs.namespace import Namespace
+from cmkfs.fs.opening import FileOpener
+from cmkfs.fs.setattr import Setattr
+from cmkfs.fs.symlinks import Symlinks
+from cmkfs.fs.xattrs import Xattrs
+from cmkfs.keys.keyring import Keyring
+from cmkfs.keys.policies import Request
+from cmkfs.keys.zone import Zone
+from cmkfs.policy import Action
+
+ANY_ACTION: Final = (Action.LIST, Action.READ, Action.WRITE, Action.CREATE, Action.DELETE)
+
+
+def request_of(ctx: pyfuse3.RequestContext) -> Request:
+    """Who asks."""
+    return Request(ctx.uid, ctx.gid, ctx.pid)
+
+
+class RequestHandlers(pyfuse3.Operations):
+    """The objects of a mount; the handlers themselves are in the classes that inherit this one."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = True
+    enable_acl = False
+
+    def __init__(
+        self,
+        backing: Backing,
+        inodes: InodeTable,
+        directories: Directories,
+        namespace: Namespace,
+        opener: FileOpener,
+        keyring: Keyring,
+        attributes: Attributes,
+        setattr_: Setattr,
+        *,
+        no_xattrs: bool = False,
+    ) -> None:
+        super().__init__()
+        self._no_xattrs = no_xattrs
+        self._backing = backing
+        self._inodes = inodes
+        self._directories = directories
+        self._namespace = namespace
+        self._opener = opener
+        self._keyring = keyring
+        self._attributes = attributes
+        self._setattr = setattr_
+        self._symlinks = Symlinks(backing.root_fd)
+        self._xattrs = Xattrs(inodes, directories, opener)
+        self._listing = Listing(inodes, directories, attributes)
+        self.handles = Handles()
+        self.stored_while_settling = 0
+        self.refused_bytes = 0
+
+    # -- who and where ---------------------------------------------------------------------------
+
+    def zone_of(self, inode: Inode) -> Zone:
+        """The zone that decides about an inode: a directory's own, else its file's, else its directory's."""
+        if inode.file is not None:
+            return inode.file.zone
+        if inode.is_dir:
+            return self._directories.of(inode).zone
+        if inode.parent is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return self._directories.of(inode.parent).zone
+
+    def directory_of(self, inode: Inode) -> Directory:
+        """The authenticated directory of an inode. Raises Damaged, Locked, …"""
+        return self._directories.of(inode)
+
+    def _allowed_in(self, parent: Inode, ctx: pyfuse3.RequestContext, action: Action) -> Directory:
+        directory = self._directories.of(parent)
+        self._keyring.authorize(directory.zone, request_of(ctx), action)
+        return directory
+
+    def _allowed(self, inode: Inode, ctx: pyfuse3.RequestContext, *actions: Action) -> Zone:
+        zone = self.zone_of(inode)
+        for action in actions:
+            self._keyring.authorize(zone, request_of(ctx), action)
+        return zone
+
+    def _entry(self, inode: Inode, found: os.stat_result) -> pyfuse3.EntryAttributes:
+        """An entry given to the kernel: from now on it knows the inode."""
+        entry = self._attributes.fill(inode, found)
+        inode.lookups += 1
+        return entry
+
+    def _lost_name(self, inode: Inode | None) -> None:
+        """A file that nobody can reach any more needs neither its descriptor nor settling."""
+        if inode is not None and inode.file is not None:
+            self._opener.release(inode.file)
+
+    async def _sync_directory(self, inode: Inode) -> None:
+        fd = self._inodes.open(inode, os.O_RDONLY)
+        try:
+            await self._backing.fsync(fd)
+        finally:
+            os.close(fd)
+
+    async def _sync_directories(self, inode: Inode) -> None:
+        """Make the names on the way to an inode durable where one fsync does not do it for all (btrfs)."""
+        for directory, changes in self._namespace.unsynced_directories_above(inode):
+            await self._sync_directory(directory)
+            self._namespace.synced(directory, changes)

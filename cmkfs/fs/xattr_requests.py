@@ -1,0 +1,58 @@
+"""Requests about extended attributes."""
+
+import errno
+
+import pyfuse3
+
+from cmkfs.fs.guard import guarded
+from cmkfs.fs.request_handlers import RequestHandlers
+from cmkfs.fs.xattrs import check_name
+from cmkfs.policy import Action
+
+
+class XattrRequests(RequestHandlers):
+    """Handlers of extended attributes."""
+
+    def _check_xattrs(self) -> None:
+        if self._no_xattrs:
+            # Answered once, ENOSYS keeps the kernel from asking before each write.
+            raise pyfuse3.FUSEError(errno.ENOSYS)
+
+    @guarded
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        self._check_xattrs()
+        check_name(name)
+        node = self._inodes[inode]
+        zone = self._allowed(node, ctx, Action.READ)
+        if not self._xattrs.has_any(node):
+            raise pyfuse3.FUSEError(errno.ENODATA)
+        async with self._xattrs.owned(node, zone):
+            return self._xattrs.get(node, zone, name)
+
+    @guarded
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self._check_xattrs()
+        check_name(name)
+        node = self._inodes[inode]
+        zone = self._allowed(node, ctx, Action.WRITE)
+        async with self._xattrs.owned(node, zone):
+            self._xattrs.set(node, zone, name, value)
+
+    @guarded
+    async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self._check_xattrs()
+        check_name(name)
+        node = self._inodes[inode]
+        zone = self._allowed(node, ctx, Action.WRITE)
+        async with self._xattrs.owned(node, zone):
+            self._xattrs.remove(node, zone, name)
+
+    @guarded
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
+        self._check_xattrs()
+        node = self._inodes[inode]
+        zone = self._allowed(node, ctx, Action.READ)
+        if not self._xattrs.has_any(node):
+            return []
+        async with self._xattrs.owned(node, zone):
+            return self._xattrs.names(node, zone)
