@@ -12,10 +12,19 @@
 
     [mount]
     noxattr = true                              # every field of MountOptions
+
+    [audit]
+    on_failure = "refuse"                       # or "warn": keys are used although that cannot be recorded
+    rotate_mib = 64                             # a longer log is moved aside
+    syslog = true                               # alerts go there, and so to journald
+    alert_command = ["/usr/local/bin/page-me"]  # and to this program, as JSON on its standard input
+    alert_refusals = 20                         # of one user within 10 s
+    alert_uses = 1000                           # different files by one user within a minute
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar
 
@@ -100,6 +109,42 @@ class MountOptions:
                 raise ValueError(f"fuse has the unknown word {word!r}")
 
 
+class OnFailure(StrEnum):
+    """What becomes of the use of keys while the audit log cannot be written."""
+
+    REFUSE = "refuse"
+    WARN = "warn"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditConfig:
+    """What becomes of audit records, and what is an alert."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = _CHECKED
+
+    on_failure: OnFailure = OnFailure.REFUSE
+    rotate_mib: int = 64
+    syslog: bool = True
+    alert_command: tuple[str, ...] | None = None
+    alert_refusals: int = 20
+    alert_uses: int = 1000
+
+    def __post_init__(self) -> None:
+        _within("rotate_mib", self.rotate_mib, 1, 1 << 20)
+        _within("alert_refusals", self.alert_refusals, 1, 1_000_000)
+        _within("alert_uses", self.alert_uses, 1, 1_000_000_000)
+        if self.alert_command is not None and not self.alert_command:
+            raise ValueError("alert_command is empty")
+
+    def fingerprint(self) -> str:
+        """The settings in words: when they change, that is recorded."""
+        command = " ".join(self.alert_command or ()) or "none"
+        return (
+            f"on_failure={self.on_failure} syslog={self.syslog} alert_command={command}"
+            f" alert_refusals={self.alert_refusals} alert_uses={self.alert_uses}"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """The whole file."""
@@ -108,6 +153,7 @@ class Config:
 
     token: TokenConfig = field(default_factory=TokenConfig)
     mount: MountOptions = field(default_factory=MountOptions)
+    audit: AuditConfig = field(default_factory=AuditConfig)
 
 
 def load(path: Path) -> Config:

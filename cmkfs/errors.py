@@ -129,6 +129,12 @@ class KeyDenied(KeyUnavailable):
     """The token refuses this operation to this session (read-only, or a lesser role)."""
 
 
+class AuditFailed(KeyUnavailable):
+    """The audit log cannot be written, so no key is used."""
+
+    hint = "make room where the audit log is; cmkfs audit show"
+
+
 class PolicyDenied(CmkfsError):
     """The CMK's policy does not allow this principal this action."""
 

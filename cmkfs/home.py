@@ -79,6 +79,11 @@ class Home:
         return self.state / "log"
 
     @property
+    def audit_dir(self) -> Path:
+        """The audit log."""
+        return self.state / "audit"
+
+    @property
     def mounts_dir(self) -> Path:
         """A control socket and a record per mount."""
         return self.runtime / "mounts"

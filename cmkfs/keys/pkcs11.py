@@ -17,6 +17,7 @@ from pkcs11 import Attribute, KeyType, MechanismFlag
 
 from cmkfs.errors import AlreadyExists, Busy, CmkNotFound, KeyDenied, Tampered, TokenUnavailable
 from cmkfs.keys import cmk
+from cmkfs.keys.pkcs11_audit import TokenAudit
 from cmkfs.keys.pkcs11_errors import GONE, translated
 from cmkfs.keys.pkcs11_keys import IV_SIZE, TAG_SIZE, KeyHandles
 from cmkfs.keys.pkcs11_objects import (
@@ -35,7 +36,7 @@ from cmkfs.keys.pkcs11_objects import (
     read_value,
 )
 from cmkfs.keys.pkcs11_session import TokenAddress, TokenSession
-from cmkfs.keys.provider import SECRET_SIZE, Cmk, CmkId, CmkState, CmkVersion, Scheme, TokenInfo
+from cmkfs.keys.provider import SECRET_SIZE, Cmk, CmkId, CmkState, CmkVersion, Head, Scheme, TokenInfo
 from cmkfs.keys.records import CmkRecord, PolicyRecord
 
 WRAPPED_SIZE: Final = IV_SIZE + SECRET_SIZE + TAG_SIZE
@@ -67,6 +68,7 @@ class Pkcs11Provider:
         address = TokenAddress(module, label, serial, softhsm2_conf)
         self._session = TokenSession(address, pin, read_write=read_write)
         self._keys = KeyHandles(self._session)
+        self._audit = TokenAudit(self._session)
 
     # -- KeyProvider -------------------------------------------------------------------------------
 
@@ -128,18 +130,32 @@ class Pkcs11Provider:
         """The token, asked now. Raises TokenUnavailable."""
         return self._session.info()
 
+    def audit_mac(self, message: bytes) -> bytes:
+        """HMAC-SHA256 under the audit key. Raises TokenUnavailable, KeyDenied."""
+        return self._audit.mac(message)
+
+    def audit_heads(self) -> tuple[Head, ...]:
+        """The ends of audit logs that the token remembers. Raises TokenUnavailable."""
+        return self._audit.heads()
+
+    def remember_audit_head(self, head: Head) -> None:
+        """Remember the end of a log. Raises TokenUnavailable, KeyDenied."""
+        self._audit.remember(head)
+
     def recover(self) -> None:
         """Initialise again, find the same token by label and serial, log in once, and see that it answers.
 
         Raises TokenUnavailable, and PinRefused without a try if the PIN was refused before.
         """
         self._keys.forget()
+        self._audit.forget()
         self._session.reopen()
         self._session.require_alive()
 
     def close(self) -> None:
         """Log out and let go of the module. Idempotent."""
         self._keys.forget()
+        self._audit.forget()
         self._session.close()
 
     # -- KeyAdmin ----------------------------------------------------------------------------------

@@ -5,6 +5,8 @@
 | a version of a CMK | secret key, AES-256 | `cmkfs-cmk:NAME` | CMK id (16) ‖ version (4) |
 | its description | data, application `cmkfs` | `cmkfs-meta:NAME` | |
 | its policy | data, application `cmkfs` | `cmkfs-policy:NAME` | |
+| the audit key | generic secret, 256 bits | `cmkfs-audit` | when it was made (8, ns), then 8 random bytes |
+| the end of an audit log | data, application `cmkfs` | `cmkfs-audit-head` | |
 """
 
 import struct
@@ -97,6 +99,35 @@ def meta_records(name: str) -> dict[Attribute, Any]:
 def policy_records(name: str) -> dict[Attribute, Any]:
     """Search template: policies of the CMK of this name."""
     return _data(f"cmkfs-policy:{name}")
+
+
+AUDIT_KEY: Final[dict[Attribute, Any]] = {
+    Attribute.CLASS: ObjectClass.SECRET_KEY,
+    Attribute.KEY_TYPE: KeyType.GENERIC_SECRET,
+    Attribute.LABEL: "cmkfs-audit",
+}
+"""Search template: the audit key. Its usage is not touched by any state of a CMK."""
+
+
+def new_audit_key(raw_id: bytes) -> dict[Attribute, Any]:
+    """Template of the audit key: it signs, and never leaves the token."""
+    return {
+        **AUDIT_KEY,
+        Attribute.ID: raw_id,
+        Attribute.TOKEN: True,
+        Attribute.PRIVATE: True,
+        Attribute.DERIVE: False,
+        Attribute.SENSITIVE: True,
+        Attribute.EXTRACTABLE: False,
+        Attribute.COPYABLE: False,
+        Attribute.SIGN: True,
+        **dict.fromkeys((Attribute.VERIFY, *USAGE[:-1]), False),
+    }
+
+
+def head_records() -> dict[Attribute, Any]:
+    """Search template: the ends of audit logs."""
+    return _data("cmkfs-audit-head")
 
 
 def _data(label: str) -> dict[Attribute, Any]:

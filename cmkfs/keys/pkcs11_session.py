@@ -192,6 +192,12 @@ class TokenSession:
             raise TokenUnavailable(f"not logged in to token {self._address.label!r}")
         return self._session
 
+    def second(self) -> pkcs11.Session:
+        """Another session of the same login that may write; the caller closes it. Raises what PKCS#11 raises."""
+        self.raw()
+        assert self._token is not None
+        return self._token.open(rw=True)
+
     def info(self) -> TokenInfo:
         """The token, asked now. Raises TokenUnavailable."""
         self.raw()
@@ -205,19 +211,26 @@ class TokenSession:
         if (info.label, info.serial) != (self._address.label, self._serial):
             raise TokenUnavailable(f"another token is in the place of {self._address.label!r}")
 
-    def search(self, template: dict[Attribute, Any], read: Callable[[pkcs11.Object], T | None]) -> "Found[T]":
+    def search(
+        self,
+        template: dict[Attribute, Any],
+        read: Callable[[pkcs11.Object], T | None],
+        *,
+        through: pkcs11.Session | None = None,
+    ) -> "Found[T]":
         """What `read` makes of every object that matches, without its Nones.
 
         An object that cannot be read (half-written ones stay for ever in SoftHSM's store) is counted and
         passed over. One that another process destroys meanwhile makes the whole search start again,
-        because its replacement may have come after the search began. Raises TokenUnavailable, also when
+        because its replacement may have come after the search began. What `through`, a `second` session,
+        finds can be changed through it. Raises TokenUnavailable, also when
         nothing was found because the token is gone.
         """
         self._require_owner()
         with self.lock.reading(), translated("to search its objects"):
             for tries_left in reversed(range(_SEARCH_TRIES)):
                 try:
-                    found = self._search_once(template, read)
+                    found = self._search_once(template, read, through or self.raw())
                     break
                 except GONE:
                     self.require_alive()
@@ -227,11 +240,13 @@ class TokenSession:
             self.require_alive()
         return found
 
-    def _search_once(self, template: dict[Attribute, Any], read: Callable[[pkcs11.Object], T | None]) -> "Found[T]":
+    def _search_once(
+        self, template: dict[Attribute, Any], read: Callable[[pkcs11.Object], T | None], session: pkcs11.Session
+    ) -> "Found[T]":
         values: list[T | None] = []
         broken = 0
         # Session.get_objects ends at the first object that it cannot make, so its iterator is used.
-        with SearchIter(self.raw(), template, 1) as batches:
+        with SearchIter(session, template, 1) as batches:
             for batch in batches:
                 try:
                     values += [read(item) for item in batch]

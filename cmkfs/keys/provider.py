@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from cmkfs.audit.chain import Head
 from cmkfs.format.recipient import CmkId, CmkVersion, Scheme
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "CmkId",
     "CmkState",
     "CmkVersion",
+    "Head",
     "KeyAdmin",
     "KeyProvider",
     "Scheme",
@@ -99,6 +101,21 @@ class KeyProvider(Protocol):
 
     def token_info(self) -> TokenInfo:
         """The token that this provider is bound to. Raises TokenUnavailable."""
+        ...
+
+    def audit_mac(self, message: bytes) -> bytes:
+        """HMAC-SHA256 (32 bytes) under the token's audit key, which is made at the first call.
+
+        No state of a CMK touches it. Raises TokenUnavailable, KeyDenied (it cannot be made).
+        """
+        ...
+
+    def audit_heads(self) -> tuple[Head, ...]:
+        """The ends of audit logs that the token remembers. Raises TokenUnavailable."""
+        ...
+
+    def remember_audit_head(self, head: Head) -> None:
+        """Remember the end of a log in the place of an older one. Raises TokenUnavailable, KeyDenied."""
         ...
 
     def recover(self) -> None:

@@ -1,14 +1,14 @@
-"""What the token keeps beside a CMK, as bytes: its description and its policy. Pure.
+"""What the token keeps beside a CMK, as bytes: its description, its policy, and the heads of audit logs. Pure.
 
-Both are JSON in one exact form, kept as the value of a private data object. `from_bytes` accepts
+All are JSON in one exact form, kept as the value of a private data object. `from_bytes` accepts
 nothing but what `to_bytes` gives, so a half-written or foreign object is told at once.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final, Self
 
-from cmkfs.keys.provider import CmkId
+from cmkfs.keys.provider import CmkId, Head
 
 _FORMAT: Final = 1
 
@@ -110,3 +110,19 @@ class PolicyRecord:
         if record.to_bytes() != raw:
             raise ValueError("the policy record is not in its exact form")
         return record
+
+
+def head_to_bytes(head: Head) -> bytes:
+    """The end of an audit log as it is kept in the token."""
+    return _encode({"cmkfs": "audit-head", "format": _FORMAT, **asdict(head)})
+
+
+def head_from_bytes(raw: bytes) -> Head:
+    """The end of an audit log again. Raises ValueError for anything that `head_to_bytes` did not make."""
+    texts = ("chain", "place", "name", "mac", "settings")
+    fields = _decode(raw, "audit-head", texts, ("seq",))
+    chain, place, name, mac, settings = (str(fields[key]) for key in texts)
+    head = Head(chain, place, name, int(fields["seq"]), mac, settings)
+    if head_to_bytes(head) != raw:
+        raise ValueError("the record of an audit log's end is not in its exact form")
+    return head

@@ -5,6 +5,7 @@ back (`remove`, `put_back`). Everything else is as in the contract.
 """
 
 import hashlib
+import hmac
 import secrets
 import threading
 from collections import Counter
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from cmkfs.audit.chain import Head
 from cmkfs.errors import AlreadyExists, CmkNotFound, KeyDenied, PinRefused, Tampered, TokenUnavailable
 from cmkfs.keys import cmk
 from cmkfs.keys.provider import Cmk, CmkId, CmkState, CmkVersion, KeyAdmin, Scheme, TokenInfo
@@ -48,6 +50,8 @@ class FakeToken:
         self.calls: Counter[str] = Counter()
         self.pin_tries = 0
         self.cmks: dict[CmkId, _FakeCmk] = {}
+        self.audit_key = secrets.token_bytes(32)
+        self.heads: dict[str, Head] = {}
         self._present = True
         self._removals = 0
         self._answering = threading.Event()
@@ -164,6 +168,20 @@ class FakeProvider:
     def token_info(self) -> TokenInfo:
         self._enter("token_info")
         return TokenInfo("fake", self._token.label, self._token.serial, "cmkfs tests", "fake", initialised=True)
+
+    def audit_mac(self, message: bytes) -> bytes:
+        self._enter("audit_mac")
+        return hmac.digest(self._token.audit_key, message, "sha256")
+
+    def audit_heads(self) -> tuple[Head, ...]:
+        self._enter("audit_heads")
+        return tuple(sorted(self._token.heads.values(), key=lambda head: (head.place, head.name, head.seq)))
+
+    def remember_audit_head(self, head: Head) -> None:
+        self._enter("remember_audit_head")
+        old = self._token.heads.get(head.chain)
+        if old is None or old.seq < head.seq:
+            self._token.heads[head.chain] = head
 
     def recover(self) -> None:
         if self._pin_refused:

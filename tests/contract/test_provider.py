@@ -2,6 +2,7 @@
 
 import pytest
 
+from cmkfs.audit.chain import Head
 from cmkfs.errors import (
     AlreadyExists,
     CmkNotFound,
@@ -370,3 +371,63 @@ def test_close_is_idempotent_and_final(token: Token) -> None:
         for call in (provider.token_info, provider.recover, provider.cmks):
             with pytest.raises(TokenUnavailable):
                 call()
+
+
+def head(seq: int, chain: str = "ab" * 16) -> Head:
+    return Head(chain, "host:/home/a b/ä", "mount-1", seq, f"{seq:064x}", "on_failure=refuse")
+
+
+def test_the_audit_key_is_one_for_all_sessions_and_signs(token: Token) -> None:
+    with token.open(read_write=False) as provider:  # it is made at its first use, by a mount too
+        first = provider.audit_mac(b"message")
+        assert provider.audit_mac(b"message") == first
+        assert provider.audit_mac(b"another") != first
+        assert len(first) == 32
+    with token.open() as admin:
+        assert admin.audit_mac(b"message") == first
+        assert admin.cmks() == ()
+
+
+def test_the_audit_key_signs_while_every_cmk_is_disabled(token: Token) -> None:
+    version = make(token)
+    with token.open() as admin:
+        before = admin.audit_mac(b"message")
+        admin.set_enabled(version.cmk_id, False)
+        assert admin.audit_mac(b"message") == before
+    with token.open(read_write=False) as provider:
+        assert provider.audit_mac(b"message") == before
+        with pytest.raises(Disabled):
+            provider.canary(version.cmk_id)
+
+
+def test_the_token_remembers_the_newest_end_of_each_log(token: Token) -> None:
+    with token.open(read_write=False) as provider:
+        assert provider.audit_heads() == ()
+        for number in (1, 2, 7):
+            provider.remember_audit_head(head(number))
+        provider.remember_audit_head(head(3, "cd" * 16))
+        assert set(provider.audit_heads()) == {head(7), head(3, "cd" * 16)}
+        provider.remember_audit_head(head(5))
+        assert set(provider.audit_heads()) == {head(7), head(3, "cd" * 16)}
+    with token.open() as admin:
+        assert set(admin.audit_heads()) == {head(7), head(3, "cd" * 16)}
+
+
+def test_the_audit_key_is_there_again_after_an_outage(token: Token) -> None:
+    with token.open(read_write=False) as provider:
+        before = provider.audit_mac(b"message")
+        token.remove()
+        with pytest.raises(TokenUnavailable):
+            provider.audit_mac(b"message")
+        token.put_back()
+        provider.recover()
+        assert provider.audit_mac(b"message") == before
+
+
+def test_a_mount_that_used_the_audit_key_still_cannot_change_keys(token: Token) -> None:
+    version = make(token)
+    with token.open(read_write=False) as provider:
+        provider.audit_mac(b"message")
+        provider.remember_audit_head(head(1))
+        with pytest.raises(KeyDenied):
+            provider.set_enabled(version.cmk_id, False)  # type: ignore[attr-defined]

@@ -19,11 +19,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "home": {"errors"},
     "config": {"errors", "toml_source"},
     "policy": {"errors", "toml_source"},
+    "audit": {"config", "errors", "home"},
     # the data path, from the bytes on disk up to the kernel
     "format": {"errors"},
     "crypto": {"errors", "format"},
-    "keys": {"accounts", "config", "crypto", "errors", "format", "home", "policy"},
-    "fs": {"crypto", "errors", "format", "keys", "policy"},
+    "keys": {"accounts", "audit", "config", "crypto", "errors", "format", "home", "policy"},
+    "fs": {"audit", "crypto", "errors", "format", "keys", "policy"},
     "maintenance": {"crypto", "errors", "format", "fs", "keys"},
     # how commands talk to a mount: knows nothing of what a mount does
     "control": {"errors", "home"},
