@@ -20,3 +20,11 @@ class SystemAccounts:
             return grp.getgrnam(name).gr_gid
         except KeyError:
             return None
+
+
+def user_name(uid: int) -> str | None:
+    """The name of a user, None if the host knows none of this number."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return None

@@ -4,13 +4,16 @@ import os
 import socket
 import stat
 from collections.abc import Mapping
+from dataclasses import asdict
 
+from cmkfs.auditing import MountAudit
 from cmkfs.control.protocol import Fields
 from cmkfs.control.server import Handler
 from cmkfs.errors import CmkfsError, Locked, NotFound, TokenUnavailable, UsageError
 from cmkfs.format.header import Identity
 from cmkfs.fs.guard import Bugs, Requests
 from cmkfs.fs.inodes import Inode
+from cmkfs.fs.reporting import backing_parts
 from cmkfs.keys.zone import Zone, ZoneState
 from cmkfs.mounted import Mounted
 
@@ -28,8 +31,9 @@ _KINDS = {
 class ControlAnswers:
     """What the control socket of a mount can ask for."""
 
-    def __init__(self, mounted: Mounted) -> None:
+    def __init__(self, mounted: Mounted, audit: MountAudit) -> None:
         self._mounted = mounted
+        self._audit = audit
 
     def handlers(self) -> Mapping[str, Handler]:
         """What the control socket can ask for."""
@@ -39,6 +43,7 @@ class ControlAnswers:
             "unlock": self._unlock,
             "info": self._info,
             "confirm": self._confirm,
+            "audit": self._audit_head,
         }
 
     def _named(self, arguments: Fields) -> list[Zone]:
@@ -118,9 +123,25 @@ class ControlAnswers:
             "requests": Requests.count,
             "bugs": Bugs.count,
             "token": token,
+            "audit": self._audit_facts(),
             "recovered": None if self._mounted.recovered is None else self._mounted.recovered.facts(),
             "stable_pages": "device" if self._mounted.backing.kind.waits_by_itself else "waited",
             "warnings": self._mounted.warnings(),
+        }
+
+    async def _audit_head(self, _arguments: Fields) -> Fields:
+        """Where the mount's audit log ends, so that `audit verify` sees what was cut off behind the daemon's back."""
+        return asdict(self._audit.head())
+
+    def _audit_facts(self) -> Fields:
+        recorder = self._audit.recorder
+        failure = recorder.failure
+        return {
+            "log": str(self._audit.file.path),
+            "records": self._audit.file.seq,
+            "failure": None if failure is None else (failure.strerror or str(failure)),
+            "waiting": recorder.waiting,
+            "lost": recorder.lost,
         }
 
     async def _token_facts(self) -> Fields:
@@ -176,8 +197,4 @@ class ControlAnswers:
             os.close(fd)
 
     def _backing_path(self, inode: Inode) -> str:
-        parts: list[str] = []
-        while inode.places:
-            inode, name = inode.places[-1]
-            parts.append(os.fsdecode(name))
-        return str(self._mounted.vault.joinpath(*reversed(parts)))
+        return str(self._mounted.vault.joinpath(*backing_parts(inode)))

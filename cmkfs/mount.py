@@ -16,6 +16,7 @@ from pathlib import Path
 import trio
 
 from cmkfs.answers import ControlAnswers
+from cmkfs.auditing import MountAudit
 from cmkfs.config import Config, MountOptions
 from cmkfs.control.registry import MountRecord
 from cmkfs.control.server import ControlServer
@@ -126,24 +127,55 @@ async def _serve(
     """All that needs the event loop. True if the vault was left settled and closed."""
     deadline = spec.config.token.deadline
     provider = await _open_provider(spec, token, deadline)
+    audit = MountAudit(spec.home, spec.config.audit, str(spec.mountpoint), provider, token, deadline)
+    await audit.begin()
+    try:
+        return await _serve_audited(spec, vault, backing, token, provider, audit, ownership, ready)
+    except (CmkfsError, OSError) as error:
+        audit.recorder.changed("mount", outcome="failed", reason=f"{spec.vault}: {error}", caller=audit.process)
+        raise
+    finally:
+        with trio.CancelScope(shield=True):
+            await audit.close()
+
+
+async def _serve_audited(
+    spec: MountSpec,
+    vault: VaultFile,
+    backing: Backing,
+    token: TokenWorker,
+    provider: Pkcs11Provider,
+    audit: MountAudit,
+    ownership: Ownership,
+    ready: Ready,
+) -> bool:
+    deadline = spec.config.token.deadline
     record = read_zone_record(backing.root_fd)
     cmk = await token.call(provider.describe, record.recipient.version.cmk_id, deadline=deadline)
     if cmk.state is not CmkState.ENABLED:
         raise Disabled(f"CMK {cmk.name} is {cmk.state}", hint=f"cmkfs cmk enable {cmk.name}")
     zone = Zone(record.zone_id, record, cmk.name)
     keyring = Keyring(vault, provider, token, Policies(os.geteuid()), deadline)
+    keyring.audit = audit.recorder
     pool = keyring.add_zone(zone)
+    keyring.audit.changed("mount", reason=str(spec.vault), caller=audit.process, zone=zone)
     await keyring.unlock(zone)
     mounted = Mounted(spec.vault, spec.mountpoint, backing, keyring, provider, token, zone, spec.options, deadline)
     await mounted.recover_and_open()
-    return await _until_unmounted(spec, mounted, cmk, ownership, [pool.keep_filled], ready)
+    return await _until_unmounted(spec, mounted, cmk, ownership, audit, [pool.keep_filled, audit.run], ready)
 
 
 async def _until_unmounted(
-    spec: MountSpec, mounted: Mounted, cmk: Cmk, ownership: Ownership, background: list[Task], ready: Ready
+    spec: MountSpec,
+    mounted: Mounted,
+    cmk: Cmk,
+    ownership: Ownership,
+    audit: MountAudit,
+    background: list[Task],
+    ready: Ready,
 ) -> bool:
     """Mount, serve, unmount, store, and tell who waits for it. True if everything was stored."""
-    server = ControlServer(spec.home, _record(spec, cmk), ControlAnswers(mounted).handlers())
+    server = ControlServer(spec.home, _record(spec, cmk), ControlAnswers(mounted, audit).handlers())
     device: FuseDevice | None = None
     async with trio.open_nursery() as clients:
         try:
@@ -159,6 +191,8 @@ async def _until_unmounted(
                     await _leave(device)
                 result = await mounted.close()
                 clean = not result["unsaved"] and not result["error"]
+                mounted.keyring.audit.changed("umount", outcome="done" if clean else "failed", zone=mounted.root_zone)
+                await audit.close()
                 ownership.release(clean=clean)  # before anybody is told: they may mount again at once
                 await server.finish(result)
     return clean

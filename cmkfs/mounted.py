@@ -95,6 +95,7 @@ class Mounted:
         if last.state is SessionState.OPEN:
             recovery = Recovery(self.backing, self.inodes, self._directories, self._opener, self.settler)
             self.recovered = await recovery.run(last.unsettled_since)
+            self._tell_of_recovery(self.recovered)
             self.attributes.found_sizes = recovery.found_sizes
         if not self.backing.read_only:
             since = self._vaultdir.backing_now_ns()
@@ -102,6 +103,13 @@ class Mounted:
                 since = last.unsettled_since
             self._session = Session(last.sequence + 1, SessionState.OPEN, random_id(), since)
             await self._vaultdir.write_session(self._session)
+
+    def _tell_of_recovery(self, report: Report) -> None:
+        facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in report.facts().items())
+        self.keyring.audit.changed("recovery", reason=facts, zone=self.root_zone)
+        for name in report.unreadable:
+            path, _, why = name.partition(": ")
+            self.keyring.audit.refused("recovery", Damaged(why), zone=self.root_zone, path=path)
 
     def _check_root(self) -> None:
         """The vault's root is the directory that its zone record names. Raises Damaged."""

@@ -27,7 +27,11 @@ class UnderCmk(Protocol):
 
     zone_id: bytes
     cmk_name: str
-    cmk_id: bytes
+
+    @property
+    def cmk_id(self) -> bytes:
+        """The CMK that it is under."""
+        ...
 
 
 class Auditor(Protocol):

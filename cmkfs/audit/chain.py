@@ -104,9 +104,11 @@ def _genuine(key: bytes, line: Line) -> bool:
 class Verifier:
     """Follows one chain from its first record on; each line is asked about once, in order."""
 
-    def __init__(self, chain: str, token_mac: TokenMac) -> None:
+    def __init__(self, chain: str, token_mac: TokenMac, *, partial: bool = False) -> None:
+        """`partial`: the oldest records may be elsewhere."""
         self.chain = chain
         self._token_mac = token_mac
+        self._partial = partial
         self._key: bytes | None = None
         self.first = 0
         self.seq = 0
@@ -122,14 +124,12 @@ class Verifier:
         return self._out_of_order(line, seq) or self._forged(line, seq)
 
     def _out_of_order(self, line: Line, seq: int) -> str:
-        if self.first and seq > self.seq + 1:
+        if seq > self.seq + 1 and (self.first or not (self._partial and line.epoch)):
             if seq == self.seq + 2:
                 return f"record {self.seq + 1} was removed"
             return f"records {self.seq + 1} to {seq - 1} were removed"
-        if self.first and seq <= self.seq:
+        if seq <= self.seq:
             return f"record {seq} is out of order: it stands behind record {self.seq}"
-        if not self.first and not line.epoch:
-            return f"what was before record {seq} was removed"
         if line.epoch and line.text("chain") != self.chain:
             return f"record {seq} belongs to another chain"
         return ""

@@ -1,6 +1,23 @@
-"""Which program a process runs."""
+"""Who a process is: its program, its user, and the person behind sudo."""
 
 import os
+from dataclasses import dataclass
+
+_NOBODY = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process that asks for a change. `pid` 0 is one that cannot be looked at."""
+
+    uid: int
+    gid: int
+    pid: int
+
+
+def own_process() -> Process:
+    """This process."""
+    return Process(os.getuid(), os.getgid(), os.getpid())
 
 
 def executable(pid: int) -> str | None:
@@ -14,3 +31,13 @@ def executable(pid: int) -> str | None:
         return os.readlink(f"/proc/{pid}/exe")
     except OSError:
         return None
+
+
+def login_uid(pid: int) -> int | None:
+    """Who logged in and, perhaps through sudo, started the process (proc_pid_loginuid(5)); None if nobody did."""
+    try:
+        with open(f"/proc/{pid}/loginuid") as file:
+            found = int(file.read())
+    except (OSError, ValueError):
+        return None
+    return None if found == _NOBODY else found

@@ -13,9 +13,10 @@ from typing import Final
 class Facts:
     """What happened. `outcome` is `allowed`, `refused`, `done`, `failed` or `damaged`.
 
-    `uid`, `gid`, `pid`, `exe` are of who asked; `rule` is the policy's rule that decided; `zone`, `file_id` and
-    `cmk_id` are hex digits; `path` is a path in the vault, that is, ciphertext; `count` says how many repeats
-    the record stands for; `latency_us` is the time in microseconds that the daemon took.
+    `uid`, `gid`, `pid`, `exe` are of who asked, `login_uid` is the person behind sudo or su; `rule` is the policy's
+    rule that decided; `zone`, `file_id` and `cmk_id` are hex digits; `path` is a path in the vault, that is,
+    ciphertext; `count` says how many repeats the record stands for; `latency_us` is the time in microseconds that
+    the daemon took.
     """
 
     event: str
@@ -35,6 +36,7 @@ class Facts:
     latency_us: int | None = None
     count: int | None = None
     path: str | None = None
+    login_uid: int | None = None
     chain: str | None = None
     epoch: str | None = None
     settings: str | None = None
@@ -46,5 +48,5 @@ class Facts:
 
 
 NAMES: Final = tuple(field.name for field in fields(Facts))
-COLUMNS: Final = ("ts", "seq", *NAMES[:15], "count", "path", "prev", "mac")
+COLUMNS: Final = ("ts", "seq", *NAMES[:15], "count", "path", "login_uid", "prev", "mac")
 """The keys of a record as `audit show --json` prints it, in order; what a record does not have is null."""

@@ -10,12 +10,13 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from cmkfs.audit.alarm import Alarm, Alert, Kind
 from cmkfs.audit.auditor import Caller, UnderCmk
 from cmkfs.audit.logfile import Epoch, LogFile
-from cmkfs.audit.process import executable
+from cmkfs.audit.process import executable, login_uid
 from cmkfs.audit.record import Facts
 from cmkfs.config import AuditConfig, OnFailure
 from cmkfs.errors import AuditFailed, Damaged, Disabled, Revoked
@@ -59,6 +60,8 @@ class Recorder:
         self._waiting: deque[tuple[str, str]] = deque()
         self._unbegun: tuple[Epoch, str] | None = None
         self.lost = 0
+        self.changes = False
+        """Was there a change since the last checkpoint?"""
         self.failure: OSError | None = None
         self.on_record: Callable[[], None] = lambda: None
         """Called when there is a record that no checkpoint covers."""
@@ -131,10 +134,20 @@ class Recorder:
         rule: str | None = None,
     ) -> None:
         """See `Auditor`."""
-        self._write_or_keep(self._facts(event, outcome, reason, rule, caller, zone, None, None).body())
+        self.changes = True
+        if event == "lock":
+            self.end_folds(everything=True)  # what is used after it gets its key anew
+        facts = self._facts(event, outcome, reason, rule, caller, zone, None, None)
+        login = login_uid(caller.pid) if caller is not None else None
+        self._write_or_keep(replace(facts, login_uid=login).body())
         if event.startswith("policy."):
             name = zone.cmk_name if zone is not None else "?"
             self.alert(Kind.POLICY, f"the policy of CMK {name} changed")
+
+    @property
+    def waiting(self) -> int:
+        """Refusals and changes that are not written yet."""
+        return len(self._waiting)
 
     # -- for whoever keeps the log ---------------------------------------------------------------
 
@@ -150,6 +163,7 @@ class Recorder:
         if not self._catch_up():
             return False
         body = Facts("audit.checkpoint", "done", mount=self._mount).body()
+        self.changes = False
         return self._try(lambda: self.file.begin_epoch(epoch, body))
 
     def rotate(self, epoch: Epoch, reason: str) -> bool:
@@ -299,5 +313,5 @@ class Recorder:
 
     def _raise(self, alert: Alert | None) -> None:
         if alert is not None:
-            self._write_or_keep(Facts("alert", "done", alert.message, rule=alert.kind, uid=alert.uid).body())
+            self._write_or_keep(Facts("alert", "done", alert.message, alert.kind, alert.uid, mount=self._mount).body())
             self._tell(alert)

@@ -22,6 +22,7 @@ from cmkfs.errors import (
 EXIT_INTERRUPTED = 130
 
 _COMMANDS: Mapping[str, str] = {
+    "audit": "cmkfs.cli.audit:group",
     "cmk": "cmkfs.cli.cmk:group",
     "info": "cmkfs.cli.info:info",
     "init": "cmkfs.cli.init:init",

@@ -30,15 +30,18 @@ def group() -> None:
     help="The kind of key.",
 )
 @json_option
-def create(name: str, key_type: str, as_json: bool) -> None:
+def create(name: str, key_type: str, as_json: bool) -> int:
     """Generate a CMK in the token; it never leaves it."""
+    from cmkfs.cli.recorded import recorded
     from cmkfs.cli.token_session import token
     from cmkfs.keys.cmk import require_key_type
 
     require_key_type(key_type)
-    with token(Home.from_environment(), read_write=True) as provider:
-        cmk = provider.create(name, key_type)
+    home = Home.from_environment()
+    with token(home, read_write=True) as provider, recorded(home, provider, "cmk.create", reason=name) as change:
+        cmk = change.cmk = provider.create(name, key_type)
     facts(_document(cmk), [f"created CMK {cmk.name} ({cmk.key_type}, id {cmk.cmk_id.hex()})"], as_json=as_json)
+    return change.exit_code
 
 
 @group.command("list", epilog="Example: cmkfs cmk list")
@@ -104,18 +107,24 @@ def enable(name: str, as_json: bool) -> int:
 
 
 def _set_enabled(name: str, enabled: bool, as_json: bool) -> int:
+    from cmkfs.cli.recorded import recorded
     from cmkfs.cli.token_session import token
 
     home = Home.from_environment()
-    with token(home, read_write=True) as provider:
-        cmk = provider.find(name)
+    event = "cmk.enable" if enabled else "cmk.disable"
+    with (
+        token(home, read_write=True) as provider,
+        recorded(home, provider, event, takes_away=not enabled, reason=name) as change,
+    ):
+        cmk = change.cmk = provider.find(name)
         changed = provider.set_enabled(cmk.cmk_id, enabled)
+        change.reason = None if changed else "it was so already"
     outcome = confirm(home, cmk, _still_disabled if enabled else _still_serving)
     state = CmkState.ENABLED if enabled else CmkState.DISABLED
     document = {"name": name, "cmk_id": cmk.cmk_id.hex(), "state": state, "changed": changed}
     said = f"CMK {name} is {state}" if changed else f"CMK {name} is {state} already"
     facts({**document, **outcome.to_json()}, [said, *outcome.lines()], as_json=as_json)
-    return complain_of_unconfirmed(outcome)
+    return complain_of_unconfirmed(outcome) or change.exit_code
 
 
 def complain_of_unconfirmed(outcome: Confirmations) -> int:

@@ -37,16 +37,25 @@ def info(path: Path, as_json: bool) -> None:
 
     Of a backing file it shows what its header says; without the key that is not authenticated.
     """
-    where = Path(os.path.realpath(path.absolute().parent)) / path.absolute().name
+    where = _resolved(path)
+    document = document_of(where)
+    facts(document, _lines(where, document), as_json=as_json)
+
+
+def _resolved(path: Path) -> Path:
     if path.absolute() == Path("/"):
-        where = Path("/")
+        return Path("/")
+    return Path(os.path.realpath(path.absolute().parent)) / path.absolute().name
+
+
+def document_of(path: Path) -> Fields:
+    """What is known of a file on a mount, or of a backing file. Raises NotFound, KeyUnavailable, Damaged, OSError."""
+    where = _resolved(path)
     status = _status(where)
     entry = _mount_of(Home.from_environment(), where)
     if entry is not None:
-        document = {**client.ask(entry, "info", ino=status.st_ino), "authenticated": True}
-    else:
-        document = _backing(where, status)
-    facts(document, _lines(where, document), as_json=as_json)
+        return {**client.ask(entry, "info", ino=status.st_ino), "authenticated": True}
+    return _backing(where, status)
 
 
 def _status(path: Path) -> os.stat_result:

@@ -15,21 +15,27 @@ from cmkfs.home import Home
 @click.argument("vault", type=PATH)
 @cmk_option(required=True)
 @json_option
-def init(vault: Path, name: str, as_json: bool) -> None:
+def init(vault: Path, name: str, as_json: bool) -> int:
     """Make a vault in VAULT, a new or empty directory; its files will be under the CMK."""
+    from cmkfs.cli.recorded import recorded
     from cmkfs.cli.token_session import token
     from cmkfs.maintenance.create import create_vault
 
     path = vault.absolute()
     _require_free(path)
-    with token(Home.from_environment(), read_write=False) as provider:
-        cmk = provider.find(name)
+    home = Home.from_environment()
+    with (
+        token(home, read_write=False) as provider,
+        recorded(home, provider, "vault.init", reason=str(path)) as change,
+    ):
+        cmk = change.cmk = provider.find(name)
         create_vault(path, provider, cmk)
     facts(
         {"vault": str(path), "cmk": cmk.name, "cmk_id": cmk.cmk_id.hex()},
         [f"made vault {path} under CMK {cmk.name}"],
         as_json=as_json,
     )
+    return change.exit_code
 
 
 def _require_free(path: Path) -> None:

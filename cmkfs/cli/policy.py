@@ -83,11 +83,14 @@ def _read(file: Path) -> tuple[str, Policy]:
 
 
 def _change(name: str, text: str | None, as_json: bool) -> int:
+    from cmkfs.cli.recorded import recorded
     from cmkfs.cli.token_session import token
 
     home = Home.from_environment()
-    with token(home, read_write=True) as provider:
-        cmk = provider.find(name)
+    event = "policy.unset" if text is None else "policy.set"
+    with token(home, read_write=True) as provider, recorded(home, provider, event, reason=name) as change:
+        cmk = change.cmk = provider.find(name)
+        change.reason = fingerprint(text) or None
         try:
             changed = provider.policy(cmk.cmk_id) != text
         except Tampered:
@@ -104,4 +107,4 @@ def _change(name: str, text: str | None, as_json: bool) -> int:
     said = f"CMK {name} {what}" + ("" if changed else " already")
     document = {"name": name, "fingerprint": wanted, "changed": changed, **outcome.to_json()}
     facts(document, [said, *outcome.lines()], as_json=as_json)
-    return complain_of_unconfirmed(outcome)
+    return complain_of_unconfirmed(outcome) or change.exit_code

@@ -7,7 +7,8 @@ import click
 
 from cmkfs import config
 from cmkfs.cli.options import PATH, Group, json_option
-from cmkfs.cli.output import facts, note, table
+from cmkfs.cli.output import complain, facts, note, table
+from cmkfs.errors import CmkfsError, NotFound
 from cmkfs.home import Home, private_tree
 
 
@@ -27,6 +28,8 @@ def init(label: str, as_json: bool) -> None:
     settings = config.load(home.config_file)
     private_tree(home.state)
     created = embedded.init_token(home, label)
+    if created:
+        _record(home, "token.init", label)
     said = f"made token {label!r} in" if created else "the embedded token is there already:"
     facts(
         {"created": created, "directory": str(home.token_dir)},
@@ -65,10 +68,16 @@ def backup(directory: Path, as_json: bool) -> None:
 
     Whoever has the copy and the vault can read the data: keep it as safe as the data.
     """
+    from cmkfs.cli.recorded import recorded
+    from cmkfs.cli.token_session import embedded_token
     from cmkfs.keys import embedded
 
     home = Home.from_environment()
-    embedded.backup(home, directory.absolute())
+    if not embedded.exists(home):
+        raise NotFound("there is no embedded token to back up", hint="cmkfs token init")
+    target = directory.absolute()
+    with embedded_token(home) as provider, recorded(home, provider, "token.backup", reason=str(target)):
+        embedded.backup(home, target)
     facts({"directory": str(directory.absolute())}, [f"copied the token to {directory}"], as_json=as_json)
 
 
@@ -82,4 +91,17 @@ def restore(directory: Path, as_json: bool) -> None:
     home = Home.from_environment()
     private_tree(home.state)
     embedded.restore(home, directory.absolute())
+    _record(home, "token.restore", str(directory.absolute()))
     facts({"directory": str(home.token_dir)}, [f"restored the token from {directory}"], as_json=as_json)
+
+
+def _record(home: Home, event: str, reason: str) -> None:
+    """Record what brought the token in its place: the first thing that it signs."""
+    from cmkfs.cli.recorded import recorded
+    from cmkfs.cli.token_session import embedded_token
+
+    try:
+        with embedded_token(home) as provider, recorded(home, provider, event, takes_away=True, reason=reason):
+            return
+    except CmkfsError as error:  # a backup that does not open: it is in place all the same
+        complain(f"{event} is not recorded: {error}", hint=error.next_step)

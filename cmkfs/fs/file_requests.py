@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from typing import cast
 
 import pyfuse3
@@ -13,19 +14,25 @@ from cmkfs.fs.request_handlers import request_of
 from cmkfs.keys.zone import ZoneState
 from cmkfs.policy import Action
 
+_OPENED = ("open.read", "open.write", "open.readwrite", "open.read")
+"""What an open is called in the audit log, by its O_ACCMODE."""
+
 
 class FileRequests(NameRequests):
     """Handlers of open files."""
 
     @guarded
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        began = time.monotonic_ns()
         node = self._inodes[inode]
         zone = self._allowed(node, ctx, *actions_of(flags))
         file = await self._opener.open(node, zone)
-        number = self.handles.add_file(FileHandle(file, request_of(ctx), flags))
+        request = request_of(ctx)
+        number = self.handles.add_file(FileHandle(file, request, flags))
         try:
+            self._reporting.used(_OPENED[flags & os.O_ACCMODE], file, request, began)
             if flags & os.O_TRUNC:
-                await self._setattr.truncate(file, 0, request_of(ctx))
+                await self._setattr.truncate(file, 0, request)
             zone.check()
         except BaseException:
             await self.release(number)

@@ -7,7 +7,7 @@ in `bugs` (a test fails if that is not 0 at its end), and the caller gets EIO.
 import functools
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import pyfuse3
 
@@ -31,6 +31,15 @@ class Requests:
     count = 0
 
 
+@runtime_checkable
+class Reporter(Protocol):
+    """Handlers that tell the audit log what a program was refused, and what does not authenticate."""
+
+    def report(self, event: str, args: tuple[object, ...], error: CmkfsError) -> None:
+        """`args` are those of the request. Never raises."""
+        ...
+
+
 def guarded(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
     """Make a handler raise `FUSEError` only."""
 
@@ -48,6 +57,8 @@ def guarded(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Corouti
         except CmkfsError as error:
             if isinstance(error, Damaged):
                 log.error("%s: %s", handler.__name__, error)
+            if args and isinstance(args[0], Reporter):
+                args[0].report(handler.__name__, args[1:], error)
             raise pyfuse3.FUSEError(error.errno) from error
         except Exception as error:
             raise _bug(handler.__name__) from error

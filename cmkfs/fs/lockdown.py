@@ -16,6 +16,7 @@ from typing import Protocol
 
 import trio
 
+from cmkfs.audit.auditor import Caller
 from cmkfs.errors import CmkfsError, KeyUnavailable
 from cmkfs.fs.directory import plain_name
 from cmkfs.fs.inodes import Inode, InodeTable
@@ -73,8 +74,10 @@ class Lockdown:
         self._renew = trio.Event()
         self._own_thread = trio.CapacityLimiter(2)
 
-    async def lock(self, zones: Iterable[Zone], why: KeyUnavailable, *, drop_dirty: bool = False) -> LockReport:
-        """End all leases; returns when nothing of the zones can be read any more."""
+    async def lock(
+        self, zones: Iterable[Zone], why: KeyUnavailable, *, drop_dirty: bool = False, by: Caller | None = None
+    ) -> LockReport:
+        """End all leases; returns when nothing of the zones can be read any more. `by` is who asked for it."""
         zones = list(zones)
         async with self._turn:
             serving = [zone for zone in zones if zone.state is ZoneState.SERVING]
@@ -93,6 +96,8 @@ class Lockdown:
             if serving:
                 self._settler.soon()
                 log.warning("locked: %s", why)
+            for zone in zones:
+                self._keyring.audit.changed("lock", reason=str(why), caller=by, zone=zone)
             return LockReport(
                 was_locked=not serving,
                 stored_bytes=self._operations.stored_while_settling - stored,
@@ -100,13 +105,14 @@ class Lockdown:
                 open=opened,
             )
 
-    async def unlock(self, zones: Iterable[Zone]) -> bool:
+    async def unlock(self, zones: Iterable[Zone], *, by: Caller | None = None) -> bool:
         """Serve again; False if all were serving. Raises Disabled, TokenUnavailable, …; those zones stay locked."""
         async with self._turn:
             locked = [zone for zone in zones if zone.state is ZoneState.LOCKED]
             for zone in locked:
                 await self._keyring.unlock(zone)
                 log.warning("unlocked: zone %s", zone.zone_id.hex())
+                self._keyring.audit.changed("unlock", caller=by, zone=zone)
             self._renew.set()
             return bool(locked)
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import time
 
 import pyfuse3
 
@@ -93,7 +94,11 @@ class NameRequests(RequestHandlers):
     async def _create(self, parent: Inode, name: bytes, mode: int, request: Request) -> Inode:
         """A new empty file, its header written."""
         directory = self._directories.of(parent)
+        began = time.monotonic_ns()
         new = await self._keyring.new_file(directory.zone)
+        identity = new[0]
+        version = identity.recipients[0].version.version
+        self._keyring.audit.used(directory.zone, request, "create", identity.file_id, version, began_ns=began)
         inode, fd = self._namespace.create(parent, name, mode, request)
         try:
             self._opener.created(inode, fd, new)

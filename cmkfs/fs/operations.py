@@ -5,6 +5,7 @@ attributes only if its zone serves at that moment: the last check stands right b
 between (a reply that overtook a lock would fill the kernel's cache again).
 """
 
+import stat
 from collections.abc import Sequence
 
 import pyfuse3
@@ -53,7 +54,13 @@ class Operations(FileRequests, XattrRequests):
         if handle is None or not handle.writable:
             self._allowed(node, ctx, Action.WRITE)
         zone = self.zone_of(node)
-        await self._setattr.apply(node, zone, attr, fields, request_of(ctx))
+        if fields.update_size and handle is None and node.fmt == stat.S_IFREG:
+            async with self._xattrs.owned(node, zone):
+                assert node.file is not None
+                self._reporting.used("truncate", node.file, request_of(ctx))
+                await self._setattr.apply(node, zone, attr, fields, request_of(ctx))
+        else:
+            await self._setattr.apply(node, zone, attr, fields, request_of(ctx))
         if zone.state is not ZoneState.SETTLING:
             zone.check()
         return self._attributes.of(node)

@@ -6,6 +6,7 @@ from typing import Final
 
 import pyfuse3
 
+from cmkfs.errors import CmkfsError
 from cmkfs.fs.attributes import Attributes
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.directory import Directories, Directory
@@ -14,6 +15,7 @@ from cmkfs.fs.inodes import Inode, InodeTable
 from cmkfs.fs.listing import Listing
 from cmkfs.fs.namespace import Namespace
 from cmkfs.fs.opening import FileOpener
+from cmkfs.fs.reporting import Reporting
 from cmkfs.fs.setattr import Setattr
 from cmkfs.fs.symlinks import Symlinks
 from cmkfs.fs.xattrs import Xattrs
@@ -64,8 +66,13 @@ class RequestHandlers(pyfuse3.Operations):
         self._xattrs = Xattrs(inodes, directories, opener)
         self._listing = Listing(inodes, directories, attributes)
         self.handles = Handles()
+        self._reporting = Reporting(inodes, directories, self.handles, keyring)
         self.stored_while_settling = 0
         self.refused_bytes = 0
+
+    def report(self, event: str, args: tuple[object, ...], error: CmkfsError) -> None:
+        """Tell the audit log of a refusal, or of damage."""
+        self._reporting.failed(event, args, error)
 
     # -- who and where ---------------------------------------------------------------------------
 

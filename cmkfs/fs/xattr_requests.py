@@ -5,7 +5,8 @@ import errno
 import pyfuse3
 
 from cmkfs.fs.guard import guarded
-from cmkfs.fs.request_handlers import RequestHandlers
+from cmkfs.fs.inodes import Inode
+from cmkfs.fs.request_handlers import RequestHandlers, request_of
 from cmkfs.fs.xattrs import check_name
 from cmkfs.policy import Action
 
@@ -18,6 +19,10 @@ class XattrRequests(RequestHandlers):
             # Answered once, ENOSYS keeps the kernel from asking before each write.
             raise pyfuse3.FUSEError(errno.ENOSYS)
 
+    def _used_attributes(self, event: str, node: Inode, ctx: pyfuse3.RequestContext) -> None:
+        if node.file is not None:  # a directory's are under the zone's key
+            self._reporting.used(event, node.file, request_of(ctx))
+
     @guarded
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         self._check_xattrs()
@@ -27,6 +32,7 @@ class XattrRequests(RequestHandlers):
         if not self._xattrs.has_any(node):
             raise pyfuse3.FUSEError(errno.ENODATA)
         async with self._xattrs.owned(node, zone):
+            self._used_attributes("xattr.read", node, ctx)
             return self._xattrs.get(node, zone, name)
 
     @guarded
@@ -36,6 +42,7 @@ class XattrRequests(RequestHandlers):
         node = self._inodes[inode]
         zone = self._allowed(node, ctx, Action.WRITE)
         async with self._xattrs.owned(node, zone):
+            self._used_attributes("xattr.write", node, ctx)
             self._xattrs.set(node, zone, name, value)
 
     @guarded
@@ -45,6 +52,7 @@ class XattrRequests(RequestHandlers):
         node = self._inodes[inode]
         zone = self._allowed(node, ctx, Action.WRITE)
         async with self._xattrs.owned(node, zone):
+            self._used_attributes("xattr.write", node, ctx)
             self._xattrs.remove(node, zone, name)
 
     @guarded
@@ -55,4 +63,5 @@ class XattrRequests(RequestHandlers):
         if not self._xattrs.has_any(node):
             return []
         async with self._xattrs.owned(node, zone):
+            self._used_attributes("xattr.read", node, ctx)
             return self._xattrs.names(node, zone)

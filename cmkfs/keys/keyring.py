@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from cmkfs.audit.auditor import Auditor, Unrecorded
 from cmkfs.crypto.dek import FileKey
 from cmkfs.crypto.kdf import commitment
 from cmkfs.crypto.zonekeys import ZoneKeys
@@ -61,6 +62,8 @@ class Keyring:
         self._pools: dict[bytes, DekPool] = {}
         self._versions: dict[bytes, tuple[CmkVersion, float]] = {}
         self.unwraps = 0
+        self.audit: Auditor = Unrecorded()
+        """Who is told of each use of a key, each refusal and each change; a mount puts its log here."""
 
     # -- who may ---------------------------------------------------------------------------------
 

@@ -29,11 +29,28 @@ MAY_IMPORT: dict[str, set[str]] = {
     # how commands talk to a mount: knows nothing of what a mount does
     "control": {"errors", "home"},
     # the composition root, and what people type
+    "auditing": {"audit", "config", "errors", "home", "keys"},
     "mounted": {"config", "control", "crypto", "errors", "format", "fs", "home", "keys", "policy"},
-    "answers": {"control", "errors", "format", "fs", "keys", "mounted"},
-    "mount": {"answers", "config", "control", "crypto", "errors", "format", "fs", "home", "keys", "mounted", "policy"},
+    "answers": {"auditing", "control", "errors", "format", "fs", "keys", "mounted"},
+    "mount": {
+        *("answers", "auditing", "config", "control", "crypto", "errors", "format", "fs", "home", "keys", "mounted"),
+        "policy",
+    },
     "cli": {
-        *("accounts", "config", "control", "errors", "format", "fs", "home", "keys", "maintenance", "mount"),
+        *(
+            "accounts",
+            "audit",
+            "auditing",
+            "config",
+            "control",
+            "errors",
+            "format",
+            "fs",
+            "home",
+            "keys",
+            "maintenance",
+            "mount",
+        ),
         "policy",
     },
     "__init__": set(),
