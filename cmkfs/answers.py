@@ -31,7 +31,7 @@ _KINDS = {
 class ControlAnswers:
     """What the control socket of a mount can ask for."""
 
-    def __init__(self, mounted: Mounted, audit: MountAudit) -> None:
+    def __init__(self, mounted: Mounted, audit: MountAudit | None = None) -> None:
         self._mounted = mounted
         self._audit = audit
 
@@ -131,9 +131,13 @@ class ControlAnswers:
 
     async def _audit_head(self, _arguments: Fields) -> Fields:
         """Where the mount's audit log ends, so that `audit verify` sees what was cut off behind the daemon's back."""
+        if self._audit is None:
+            raise NotFound("this mount has no audit log")
         return asdict(self._audit.head())
 
-    def _audit_facts(self) -> Fields:
+    def _audit_facts(self) -> Fields | None:
+        if self._audit is None:
+            return None
         recorder = self._audit.recorder
         failure = recorder.failure
         return {

@@ -7,11 +7,12 @@ import logging
 import os
 import socket
 from pathlib import Path
+from typing import Protocol
 
 import trio
 
 from cmkfs.audit.alarm import Kind
-from cmkfs.audit.chain import Head
+from cmkfs.audit.chain import Head, context, new_epoch_name
 from cmkfs.audit.delivery import Delivery
 from cmkfs.audit.logfile import Epoch, LogFile
 from cmkfs.audit.process import Process, own_process
@@ -53,17 +54,50 @@ def _age(head: Head) -> int:
     return head.seq
 
 
-class MountAudit:
-    """One mount's log. `recorder` is what the mount tells."""
+class AuditToken(Protocol):
+    """What the log needs of a token (`KeyProvider`), from trio."""
 
-    def __init__(
-        self, home: Home, settings: AuditConfig, mount: str, provider: KeyProvider, token: TokenWorker, deadline: float
-    ) -> None:
-        self._directory = audit_directory(home)
-        self._settings = settings
+    async def audit_mac(self, message: bytes) -> bytes:
+        """See `KeyProvider`."""
+        ...
+
+    async def audit_heads(self) -> tuple[Head, ...]:
+        """See `KeyProvider`."""
+        ...
+
+    async def remember_audit_head(self, head: Head) -> None:
+        """See `KeyProvider`."""
+        ...
+
+
+class WorkerToken:
+    """An `AuditToken` whose calls are made by the worker's thread."""
+
+    def __init__(self, provider: KeyProvider, token: TokenWorker, deadline: float) -> None:
         self._provider = provider
         self._token = token
         self._deadline = deadline
+
+    async def audit_mac(self, message: bytes) -> bytes:
+        """See `KeyProvider`."""
+        return await self._token.call(self._provider.audit_mac, message, deadline=self._deadline)
+
+    async def audit_heads(self) -> tuple[Head, ...]:
+        """See `KeyProvider`."""
+        return await self._token.call(self._provider.audit_heads, deadline=self._deadline)
+
+    async def remember_audit_head(self, head: Head) -> None:
+        """See `KeyProvider`."""
+        await self._token.call(self._provider.remember_audit_head, head, deadline=self._deadline)
+
+
+class MountAudit:
+    """One mount's log. `recorder` is what the mount tells."""
+
+    def __init__(self, home: Home, settings: AuditConfig, mount: str, token: AuditToken) -> None:
+        self._directory = audit_directory(home)
+        self._settings = settings
+        self._token = token
         self._delivery = Delivery(settings, mount)
         self.file = _first_free(self._directory)
         self.recorder = Recorder(self.file, settings, mount, self._delivery.send)
@@ -79,7 +113,7 @@ class MountAudit:
     async def begin(self) -> None:
         """Write the first record. Raises AuditFailed, TokenUnavailable, KeyDenied."""
         try:
-            heads = await self._token.call(self._provider.audit_heads, deadline=self._deadline)
+            heads = await self._token.audit_heads()
             head = newest_head(heads, self.place, self.file.name)
             lacking = head.seq - self.file.seq if head is not None else 0
             self.file.go_on_from(head)
@@ -133,7 +167,8 @@ class MountAudit:
             self._awake.set()
 
     async def _new_epoch(self) -> Epoch:
-        return await self._token.call(self.file.new_epoch, self._provider.audit_mac, deadline=self._deadline)
+        name = new_epoch_name()
+        return Epoch(name, await self._token.audit_mac(context(self.file.chain, name)))
 
     async def _checkpoint(self) -> None:
         self._since = trio.current_time()
@@ -152,7 +187,7 @@ class MountAudit:
         self._checkpointed = head.seq
         try:
             await trio.to_thread.run_sync(self.file.sync)
-            await self._token.call(self._provider.remember_audit_head, head, deadline=self._deadline)
+            await self._token.remember_audit_head(head)
         except OSError as error:
             log.error("the audit log could not be made durable: %s", error)
         except CmkfsError as error:

@@ -16,7 +16,7 @@ from pathlib import Path
 import trio
 
 from cmkfs.answers import ControlAnswers
-from cmkfs.auditing import MountAudit
+from cmkfs.auditing import MountAudit, WorkerToken
 from cmkfs.config import Config, MountOptions
 from cmkfs.control.registry import MountRecord
 from cmkfs.control.server import ControlServer
@@ -127,7 +127,7 @@ async def _serve(
     """All that needs the event loop. True if the vault was left settled and closed."""
     deadline = spec.config.token.deadline
     provider = await _open_provider(spec, token, deadline)
-    audit = MountAudit(spec.home, spec.config.audit, str(spec.mountpoint), provider, token, deadline)
+    audit = MountAudit(spec.home, spec.config.audit, str(spec.mountpoint), WorkerToken(provider, token, deadline))
     await audit.begin()
     try:
         return await _serve_audited(spec, vault, backing, token, provider, audit, ownership, ready)

@@ -9,6 +9,7 @@ record of an epoch is a checkpoint: its key was in the token a moment before, an
 import hashlib
 import hmac
 import json
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -63,6 +64,11 @@ class Line:
     def epoch(self) -> str:
         """The epoch that begins here; empty if none does."""
         return self.text("epoch")
+
+
+def new_epoch_name() -> str:
+    """A name that no epoch had before."""
+    return secrets.token_hex(8)
 
 
 def context(chain: str, epoch: str) -> bytes:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cmkfs.audit.chain import NO_MAC, Head, Line, TokenMac, context, next_key, parse, seal
+from cmkfs.audit.chain import NO_MAC, Head, Line, TokenMac, context, new_epoch_name, next_key, parse, seal
 from cmkfs.errors import Busy
 
 PRIVATE_MODE: Final = 0o600
@@ -96,7 +96,7 @@ class LogFile:
 
     def new_epoch(self, token_mac: TokenMac) -> Epoch:
         """Have the token make the first key of another epoch; the file is not touched. Raises TokenUnavailable."""
-        epoch = secrets.token_hex(8)
+        epoch = new_epoch_name()
         return Epoch(epoch, token_mac(context(self.chain, epoch)))
 
     def begin_epoch(self, epoch: Epoch, body: str) -> None:

@@ -10,6 +10,7 @@ import trio
 import trio.testing
 from model.harness import ROOT, Harness, scratch
 
+from cmkfs.answers import ControlAnswers
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.settle import FEW, INTERVAL
 
@@ -105,7 +106,7 @@ async def test_a_failed_sync_leaves_all_of_its_files_dirty(counting: Harness, co
         await counting.program.save(ROOT, b"%d" % number, b"x")
     await counting.mounted.settler.settle_all()
     assert len(counting.mounted.settler.dirty) == count
-    warnings = (await counting.mounted.control_handlers()["status"]({}))["warnings"]
+    warnings = (await ControlAnswers(counting.mounted).handlers()["status"]({}))["warnings"]
     assert warnings == [f"{count} files could not be made durable"]
 
 
