@@ -71,6 +71,10 @@ class MountFailed(CmkfsError):
     """The kernel or fusermount3 refused the mount, or FUSE is missing."""
 
 
+class GuardianGone(CmkfsError):
+    """The process that guards a mount cannot be started, or was killed."""
+
+
 class CrossZone(CmkfsError):
     """Rename or link from one zone into another."""
 

@@ -181,6 +181,7 @@ async def _until_unmounted(
         try:
             device = open_device(spec.mountpoint, _mount_request(spec), DeviceOptions())
             mounted.use(device)
+            await mounted.begin_guarding()
             await mounted.begin_watching()
             server.open()
             await clients.start(server.run)
@@ -188,7 +189,7 @@ async def _until_unmounted(
         finally:
             with trio.CancelScope(shield=True):
                 if device is not None:
-                    await _leave(device)
+                    await _leave(mounted, device)
                 result = await mounted.close()
                 clean = not result["unsaved"] and not result["error"]
                 mounted.keyring.audit.changed("umount", outcome="done" if clean else "failed", zone=mounted.root_zone)
@@ -262,15 +263,18 @@ async def _unmount_on_signal(mounted: Mounted, device: FuseDevice) -> None:
                     log.error("what was written could not be made durable: %s", failure)
 
 
-async def _leave(device: FuseDevice) -> None:
-    """Whatever ended the service: no dead mount point stays behind."""
+async def _leave(mounted: Mounted, device: FuseDevice) -> None:
+    """Whatever ended the service: nothing stays readable, and no dead mount point stays behind."""
     with trio.CancelScope(shield=True):
+        in_order = device.cut and not device.mounted
+        await mounted.locks.finish()
         # Cut first: nothing may wait for a daemon that serves no more while the mount is being taken down.
         try:
             await trio.to_thread.run_sync(device.abort)
         except CmkfsError as error:
             log.debug("the connection is not cut by hand: %s", error)
         device.close()
+        await mounted.end_guarding(in_order=in_order)
         try:
             await trio.to_thread.run_sync(partial(device.unmount, lazy=True))
         except CmkfsError as error:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from cmkfs.config import MountOptions
 from cmkfs.control.protocol import Fields
-from cmkfs.errors import Damaged, KeyUnavailable
+from cmkfs.errors import Damaged, GuardianGone, KeyUnavailable
 from cmkfs.format.vault import NO_DIRECTORY, Session, SessionState, ZoneRoot
 from cmkfs.fs.attributes import Attributes
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.directory import Directories
+from cmkfs.fs.forgetting import KernelCache
 from cmkfs.fs.fusedev import FuseDevice
 from cmkfs.fs.inodes import InodeTable
 from cmkfs.fs.lockdown import Lockdown
@@ -80,6 +81,7 @@ class Mounted:
         self._session: Session | None = None
         self.recovered: Report | None = None
         self._device: FuseDevice | None = None
+        self._kernel: KernelCache | None = None
         self._lockdown: Lockdown | None = None
         self.watches: dict[bytes, CmkWatch] = {}
 
@@ -123,8 +125,23 @@ class Mounted:
     def use(self, device: FuseDevice) -> None:
         """From now on locks reach this kernel connection."""
         self._device = device
-        self._lockdown = Lockdown(self.keyring, self.inodes, self.operations, self.settler, device)
+        self._kernel = KernelCache(device)
+        self._lockdown = Lockdown(self.keyring, self.inodes, self.operations, self.settler, self._kernel)
         self.watches[self.root_zone.cmk_id] = self._watch(self.root_zone)
+
+    async def begin_guarding(self) -> None:
+        """From now on a daemon that is killed leaves nothing readable behind. Before anything is served."""
+        if self._device is None or self._kernel is None:
+            raise RuntimeError("there is no mount to guard yet")
+        try:
+            self._kernel.guardian = await self._device.start_guardian(self.inodes.roster)
+        except GuardianGone as error:
+            log.error("%s; if the daemon is killed, what the kernel has cached stays readable", error)
+
+    async def end_guarding(self, *, in_order: bool) -> None:
+        """The device is closed. Not in order: what the kernel has cached is dropped first."""
+        if self._kernel is not None:
+            await self._kernel.end(in_order=in_order)
 
     async def close(self) -> Fields:
         """Store everything and close the session; says what could not be stored."""
@@ -160,7 +177,12 @@ class Mounted:
 
     def background(self) -> list[Callable[[], Awaitable[None]]]:
         """Tasks to run while requests are served."""
-        return [self.settler.run, self.locks.renew_leases, *(watch.run for watch in self.watches.values())]
+        watches = [watch.run for watch in self.watches.values()]
+        return [self.settler.run, self.locks.renew_leases, self._keep_guarded, *watches]
+
+    async def _keep_guarded(self) -> None:
+        if self._device is not None and self._kernel is not None:
+            await self._kernel.keep_guarded(self._device, self.inodes.roster)
 
     def ready_report(self) -> Fields:
         """What the mount command tells its user."""
@@ -214,6 +236,8 @@ class Mounted:
     def warnings(self) -> list[str]:
         """What its users should know."""
         warnings = []
+        if self._kernel is not None and self._kernel.guardian is None:
+            warnings.append("no guardian: if the daemon is killed, what the kernel has cached stays readable")
         if self.backing.failed is not None:
             warnings.append(f"a sync of the backing failed: {self.backing.failed}")
         if self.backing.kind.fstype in ("unknown", "vfat", "exfat"):

@@ -17,9 +17,11 @@ import trio
 
 from cmkfs.errors import Busy, MountFailed
 from cmkfs.fs import kernel_mount, pagecache
+from cmkfs.fs.guardian import Guardian
 from cmkfs.fs.kernel_init import Negotiated, Wish, negotiate
 from cmkfs.fs.kernel_mount import MountEntry, MountRequest, clear_dead_mount, is_dead_mount
 from cmkfs.fs.polling import DEFAULT_WINDOW, PollingTrio
+from cmkfs.fs.roster import Roster
 
 __all__ = ["DeviceOptions", "FuseDevice", "MountRequest", "clear_dead_mount", "is_dead_mount", "open_device"]
 
@@ -141,6 +143,10 @@ class FuseDevice:
         """Drop `name` in the directory `parent`; False if the kernel does not know it. Raises OSError."""
         return pagecache.notify(self._device, pagecache.inval_entry_message(parent, name))
 
+    async def start_guardian(self, roster: Roster) -> Guardian:
+        """A process that drops what is cached of `roster` when this one dies. Raises GuardianGone."""
+        return await Guardian.start(self._device, roster)
+
     # -- The end -----------------------------------------------------------------------------------
 
     def _connected(self) -> bool:
@@ -164,6 +170,16 @@ class FuseDevice:
         if top is None or top.mount_id != self._entry.mount_id:
             raise Busy(f"something else is mounted over {self.mountpoint}", hint=f"umount {self.mountpoint}")
         return True
+
+    @property
+    def mounted(self) -> bool:
+        """False once it was unmounted, though it may serve files that are open still."""
+        return any(entry.mount_id == self._entry.mount_id for entry in kernel_mount.mounts())
+
+    @property
+    def cut(self) -> bool:
+        """True if the connection has ended: unmounted for good, or aborted."""
+        return not self._connected()
 
     def unmount(self, *, lazy: bool = False) -> bool:
         """Unmount; False if it is not mounted any more. Raises Busy (never when lazy), MountFailed.

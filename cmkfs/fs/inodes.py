@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NewType
 
 from cmkfs.errors import Damaged
 from cmkfs.fs.backing import Backing
+from cmkfs.fs.roster import Roster
 
 if TYPE_CHECKING:
     from cmkfs.fs.directory import Directory
@@ -42,6 +43,7 @@ class Inode:
         "may_be_setid",
         "parent",
         "pin",
+        "place_in_roster",
         "places",
         "removed",
         "told_size",
@@ -59,6 +61,7 @@ class Inode:
         self.directory: Directory | None = None
         self.dir_fd = -1
         self.pin = -1
+        self.place_in_roster = -1
         self.removed = False
         self.may_be_setid = True
         self.told_size: int | None = None
@@ -109,6 +112,8 @@ class InodeTable:
         self.root = Inode(ROOT_INO, stat.S_IFDIR)
         self.root.lookups = 1
         self.root.dir_fd = backing.root_fd
+        self.roster = Roster()
+        self.roster.add(ROOT_INO)
         self._max_dir_fds = max_dir_fds
         self._inodes: dict[Ino, Inode] = {ROOT_INO: self.root}
         self._dir_fds: OrderedDict[Inode, None] = OrderedDict()
@@ -139,7 +144,10 @@ class InodeTable:
         if inode is None or inode.fmt != fmt:
             if inode is not None and (inode.lookups or inode.file):
                 raise Damaged("an inode changed its type behind the mount's back")
+            if inode is not None:
+                self.roster.remove(inode.place_in_roster)
             inode = self._inodes[ino] = Inode(ino, fmt)
+            inode.place_in_roster = self.roster.add(ino)
         inode.add_place(parent, name)
         return inode
 
@@ -329,7 +337,9 @@ class InodeTable:
         """Drop an inode that nobody knows and that has nothing to store."""
         if inode.lookups > 0 or inode.file is not None or inode is self.root:
             return
-        self._inodes.pop(inode.ino, None)
+        dropped = self._inodes.pop(inode.ino, None)
+        if dropped is not None:
+            self.roster.remove(dropped.place_in_roster)
         if inode.dir_fd >= 0:
             os.close(inode.dir_fd)
             inode.dir_fd = -1
@@ -343,3 +353,4 @@ class InodeTable:
         for inode in self:
             inode.lookups = 0
             self.drop_if_unused(inode)
+        self.roster.close()

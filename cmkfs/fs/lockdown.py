@@ -2,16 +2,19 @@
 
 The order is what makes it complete and lossless (docs/concurrency.md):
 1. the zone settles: nothing is given out any more, write-back of dirty pages is still stored;
-2. in a thread, every inode that the kernel knows is invalidated, open ones first; that writes dirty pages back;
+2. every inode that the kernel knows is invalidated, open ones first; that writes dirty pages back;
 3. clean slots are sealed while the keys are there, then the keys go;
 4. open inodes are invalidated once more: what was dirtied in between is refused, not kept.
+Steps 2 and 4 have a deadline. If the kernel still holds pages after 4, a request hangs: the connection is cut and
+everything is invalidated; the mount has ended then, and nothing of it can be read.
 """
 
 import gc
 import logging
-from collections.abc import Iterable
+import os
+import signal
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import trio
@@ -30,13 +33,20 @@ log = logging.getLogger(__name__)
 
 STORE_SECONDS = 10.0
 """How long dirty pages may take to be stored; then the keys go all the same, and what is left is refused."""
+FORGET_SECONDS = 5.0
+"""How long the kernel may take to forget what is not stored any more, beside what so many inodes need."""
+_SECONDS_PER_INODE = 20e-6
 
 
 class PageCache(Protocol):
-    """What a lock needs of the kernel."""
+    """What a lock needs of the kernel (`fs.forgetting`)."""
 
-    def invalidate_inode(self, inode: int, *, attr_only: bool = False) -> bool:
-        """Drop attributes and pages; blocks until dirty pages were written back."""
+    async def forget(self, numbers: Sequence[int]) -> None:
+        """Drop attributes and pages of these inodes, in this order; returns when dirty pages were written back."""
+        ...
+
+    async def cut(self) -> bool:
+        """End the connection; False if that is not possible here."""
         ...
 
 
@@ -72,7 +82,6 @@ class Lockdown:
         self._kernel = kernel
         self._turn = trio.Lock()
         self._renew = trio.Event()
-        self._own_thread = trio.CapacityLimiter(2)
 
     async def lock(
         self, zones: Iterable[Zone], why: KeyUnavailable, *, drop_dirty: bool = False, by: Caller | None = None
@@ -88,11 +97,13 @@ class Lockdown:
                     zone.explain(why)
             for zone in serving:
                 self._keyring.end_leases(zone, why)
-            if not drop_dirty:
-                await self._invalidate(self._known(serving), STORE_SECONDS)
-            self._drop_keys(serving)
+            try:
+                stored_all = not drop_dirty and await self._forget(self._known(serving), STORE_SECONDS)
+            finally:  # whoever waits for the lock may go; the lock is completed
+                self._drop_keys(serving)
             gc.collect()  # cipher objects are in cycles; nothing of them stays until some later collection
-            await self._invalidate(self._known(serving) if drop_dirty else self._open_inodes(serving), None)
+            with trio.CancelScope(shield=True):
+                await self._forget_for_good(self._open_inodes(serving) if stored_all else self._known(serving))
             if serving:
                 self._settler.soon()
                 log.warning("locked: %s", why)
@@ -146,23 +157,42 @@ class Lockdown:
 
     # -- the kernel's caches ---------------------------------------------------------------------
 
-    async def _invalidate(self, inodes: list[Inode], seconds: float | None) -> None:
-        """Invalidate in a thread: it waits for requests that the event loop must answer meanwhile."""
-        numbers = [int(inode.ino) for inode in inodes]
-        with trio.move_on_after(seconds if seconds is not None else float("inf")) as scope:
-            await trio.to_thread.run_sync(
-                partial(_invalidate_all, self._kernel, numbers),
-                abandon_on_cancel=True,
-                limiter=self._own_thread,  # never behind forty reads of a slow disk
-            )
+    async def _forget(self, inodes: list[Inode], seconds: float) -> bool:
+        """False if the kernel still holds something of them after `seconds`."""
+        with trio.move_on_after(seconds) as scope:
+            await self._kernel.forget([int(inode.ino) for inode in inodes])
         if scope.cancelled_caught:
-            log.error("dirty pages were not stored within %s s; they are refused now", seconds)
+            log.error("the kernel has not let go of everything within %g s", seconds)
+        return not scope.cancelled_caught
+
+    async def _forget_for_good(self, inodes: list[Inode]) -> None:
+        """Nothing of these inodes is cached any more when this returns, at whatever price."""
+        if await self._forget(inodes, FORGET_SECONDS + _SECONDS_PER_INODE * len(inodes)):
+            return
+        log.error("a request hangs: the mount is cut off, so that nothing of it can be read")
+        everything = list(self._inodes)
+        if not await self._kernel.cut() or not await self._forget(
+            everything, FORGET_SECONDS + _SECONDS_PER_INODE * len(everything)
+        ):
+            # The guardian takes over from here, and needs nothing but this process' end.
+            log.critical("the mount cannot be cut off: the daemon ends itself")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    async def finish(self) -> None:
+        """Return when no lock is under way."""
+        async with self._turn:
+            pass
 
     def _known(self, zones: list[Zone]) -> list[Inode]:
-        """Every inode that the kernel may have cached, open ones first."""
+        """Every inode that the kernel may have cached: open ones first, of these the ones without dirty pages."""
         if not zones:
             return []
-        return sorted((inode for inode in self._inodes if inode.lookups), key=lambda inode: inode.file is None)
+        written = {handle.file.inode for handle in self._operations.handles.files.values() if handle.writable}
+        ranks: tuple[list[Inode], ...] = ([], [], [])
+        for inode in self._inodes:
+            if inode.lookups:
+                ranks[2 if inode.file is None else 1 if inode in written else 0].append(inode)
+        return [inode for rank in ranks for inode in rank]
 
     def _open_inodes(self, zones: list[Zone]) -> list[Inode]:
         return [inode for inode in self._inodes if inode.file is not None and inode.file.zone in zones]
@@ -190,8 +220,3 @@ class Lockdown:
             parts.append(name.decode(errors="backslashreplace"))
             inode = parent
         return "/".join(reversed(parts)) or "(no name)"
-
-
-def _invalidate_all(kernel: PageCache, numbers: list[int]) -> None:
-    for number in numbers:
-        kernel.invalidate_inode(number)

@@ -1,5 +1,6 @@
 """The lock: what it does in which order, and what it gives back."""
 
+import errno
 import threading
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ from model.harness import ROOT, Harness
 
 from cmkfs.answers import ControlAnswers
 from cmkfs.errors import Disabled, Locked
+from cmkfs.fs.forgetting import KernelCache
 from cmkfs.fs.lockdown import STORE_SECONDS, Lockdown
 from cmkfs.keys.zone import ZoneState
 
@@ -24,16 +26,24 @@ class FakeKernel:
         self.told: list[tuple[int, ZoneState]] = []
         self.dirty: dict[int, Callable[[], None]] = {}
         self.hang: threading.Event | None = None
+        self.cut = False
 
     def invalidate_inode(self, inode: int, *, attr_only: bool = False) -> bool:
         assert not attr_only
         self.told.append((inode, self._harness.zone.state))
         if self.hang is not None:
             self.hang.wait(30)
+            if self.cut:
+                raise OSError(errno.ENOTCONN, "cut")
         write_back = self.dirty.pop(inode, None)
         if write_back is not None:
             write_back()
         return True
+
+    def abort(self) -> None:
+        self.cut = True
+        if self.hang is not None:
+            self.hang.set()
 
 
 class Site:
@@ -47,7 +57,7 @@ class Site:
             harness.mounted.inodes,
             harness.mounted.operations,
             harness.mounted.settler,
-            self.kernel,
+            KernelCache(self.kernel),
         )
 
     async def lock(self, **how: bool) -> object:

@@ -1,0 +1,99 @@
+"""What a lock needs of the kernel: to forget inodes, and to be cut off when it does not."""
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import Protocol
+
+import trio
+
+from cmkfs.errors import GuardianGone, MountFailed
+from cmkfs.fs.guardian import Guardian
+from cmkfs.fs.roster import Roster
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 10.0
+
+
+class Device(Protocol):
+    """A kernel connection; both calls block."""
+
+    def invalidate_inode(self, inode: int, *, attr_only: bool = False) -> bool:
+        """Drop attributes and pages; returns when dirty pages were written back."""
+        ...
+
+    def abort(self) -> None:
+        """Cut the connection: whatever waits for an answer has it, an error. Raises MountFailed."""
+        ...
+
+
+class GuardedDevice(Device, Protocol):
+    """A connection that a guardian can be given."""
+
+    async def start_guardian(self, roster: Roster) -> Guardian:
+        """Raises GuardianGone."""
+        ...
+
+
+class KernelCache:
+    """The kernel's memory of a mount. The guardian invalidates; a thread does where there is none."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._own_thread = trio.CapacityLimiter(2)
+        self.guardian: Guardian | None = None
+        self.ended = False
+
+    async def forget(self, numbers: Sequence[int]) -> None:
+        """Forget these inodes, in this order; dirty pages arrive as WRITE requests meanwhile.
+
+        Cancelling ends the waiting only.
+        """
+        if self.ended:
+            return
+        if self.guardian is not None:
+            try:
+                await self.guardian.forget(numbers)
+                return
+            except GuardianGone as error:
+                log.warning("%s; a thread does its work", error)
+        # In a thread: it waits for requests that the event loop must answer. Never behind forty reads of a slow disk.
+        await trio.to_thread.run_sync(
+            partial(_invalidate_all, self._device, numbers), abandon_on_cancel=True, limiter=self._own_thread
+        )
+
+    async def keep_guarded(self, device: GuardedDevice, roster: Roster) -> None:
+        """Background task: a guardian that is killed has a successor."""
+        while True:
+            if self.guardian is not None:
+                await self.guardian.until_gone()
+                log.error("the guardian was killed; another one takes its place")
+                await self.guardian.leave()
+                self.guardian = None
+            try:
+                self.guardian = await device.start_guardian(roster)
+            except GuardianGone as error:
+                log.error("%s", error)
+                await trio.sleep(RETRY_SECONDS)
+
+    async def end(self, *, in_order: bool) -> None:
+        """The mount has ended and the device is closed. Not in order: what is cached is dropped first."""
+        self.ended = True
+        guardian, self.guardian = self.guardian, None
+        if guardian is not None:
+            await (guardian.leave() if in_order else guardian.abandon())
+
+    async def cut(self) -> bool:
+        """End the connection; False if that is not possible here."""
+        try:
+            await trio.to_thread.run_sync(self._device.abort, limiter=trio.CapacityLimiter(1))
+        except MountFailed as error:
+            log.error("%s", error)
+            return False
+        return True
+
+
+def _invalidate_all(device: Device, numbers: Sequence[int]) -> None:
+    for number in numbers:
+        device.invalidate_inode(number)

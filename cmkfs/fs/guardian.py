@@ -1,0 +1,149 @@
+"""The daemon's side of the guardian: starts it, orders it to invalidate inodes, takes leave of it.
+
+Why a process of its own: it outlives a daemon that is killed, and its Python is not slowed down by the daemon's
+(`fs.guardian_process`, docs/adr/0014-guardian.md).
+"""
+
+import fcntl
+import logging
+import os
+import socket
+import subprocess
+import sys
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from cmkfs.errors import GuardianGone
+from cmkfs.fs import guardian_process
+from cmkfs.fs.guardian_process import ANSWER, FAREWELL, ORDER, READY
+from cmkfs.fs.kernel_mount import DEVICE
+from cmkfs.fs.roster import Roster
+
+log = logging.getLogger(__name__)
+
+_FUSE_DEV_IOC_CLONE: Final = 0x8004E500
+"""_IOR(229, 0, uint32_t), linux/fuse.h; since Linux 4.2."""
+START_SECONDS: Final = 10.0
+LEAVE_SECONDS: Final = 5.0
+STAND_IN_SECONDS: Final = guardian_process.LAST_SECONDS + 5.0
+
+
+class Guardian:
+    """One guardian process. Used from the event loop; `start` it before anything can be read."""
+
+    def __init__(self, process: subprocess.Popen[bytes], talk: socket.socket, orders: int) -> None:
+        self._process = process
+        self._talk = trio.socket.from_stdlib_socket(talk)
+        self._orders = orders
+        self._turn = trio.Lock()
+        self._owes_answer = False
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
+    @classmethod
+    async def start(cls, device: int, roster: Roster) -> "Guardian":
+        """A guardian of the connection `device`. Raises GuardianGone."""
+        try:
+            guardian = await trio.to_thread.run_sync(_spawn, device, roster)
+        except OSError as error:
+            raise GuardianGone(f"no guardian: {error.strerror}") from error
+        said = b""
+        with trio.move_on_after(START_SECONDS):
+            said = await guardian._receive()
+        if said != READY:
+            await guardian.leave()
+            raise GuardianGone(f"the guardian does not begin ({said!r})")
+        return guardian
+
+    async def forget(self, numbers: Sequence[int]) -> None:
+        """Have the kernel forget these inodes, in order; dirty pages are written back first.
+
+        Cancelling ends the waiting, not the work. Raises GuardianGone, OSError if the kernel refused some.
+        """
+        async with self._turn:
+            if self._owes_answer:
+                await self._answer()
+            await trio.to_thread.run_sync(os.pwrite, self._orders, array("Q", numbers).tobytes(), 0)
+            try:
+                await self._talk.send(ORDER.pack(len(numbers)))
+            except OSError as error:
+                raise GuardianGone("the guardian was killed") from error
+            self._owes_answer = True
+            _, failed = ANSWER.unpack(await self._answer())
+            if failed:
+                log.error("%s inodes could not be invalidated", failed)
+
+    async def _answer(self) -> bytes:
+        answer = await self._receive()
+        if len(answer) != ANSWER.size:
+            raise GuardianGone("the guardian was killed")
+        self._owes_answer = False
+        return answer
+
+    async def _receive(self) -> bytes:
+        try:
+            return await self._talk.recv(64)
+        except ConnectionError:
+            return b""
+
+    async def until_gone(self) -> None:
+        """Return when the process has ended."""
+        pidfd = os.pidfd_open(self.pid)
+        try:
+            await trio.lowlevel.wait_readable(pidfd)
+        finally:
+            trio.lowlevel.notify_closing(pidfd)
+            os.close(pidfd)
+
+    async def leave(self) -> None:
+        """The mount has ended as it should: nothing is left to guard. Waits for the process."""
+        try:
+            await self._talk.send(FAREWELL)
+        except OSError as error:
+            log.debug("the guardian is gone already: %s", error)
+        await self._end(LEAVE_SECONDS)
+
+    async def abandon(self) -> None:
+        """The mount has ended otherwise: have the guardian do what it is there for, and wait until it has."""
+        await self._end(STAND_IN_SECONDS)
+
+    async def _end(self, seconds: float) -> None:
+        self._talk.close()
+        os.close(self._orders)
+        with trio.move_on_after(seconds) as scope:
+            await self.until_gone()
+        if scope.cancelled_caught:
+            log.error("the guardian did not end within %g s", seconds)
+            self._process.kill()
+        await trio.to_thread.run_sync(self._process.wait)
+
+
+def _spawn(device: int, roster: Roster) -> Guardian:
+    """Blocks. Raises OSError."""
+    clone = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(clone, _FUSE_DEV_IOC_CLONE, array("I", [device]))
+        orders = os.memfd_create("cmkfs-orders", os.MFD_CLOEXEC)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            passed = (clone, roster.fd, orders, theirs.fileno())
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(Path(guardian_process.__file__)), *map(str, passed)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=passed,
+                env={},  # no PIN, no path of a library
+                cwd="/",
+                start_new_session=True,
+            )
+    finally:
+        os.close(clone)
+    ours.setblocking(False)
+    return Guardian(process, ours, orders)

@@ -1,0 +1,167 @@
+"""The guardian of a mount, in a process of its own: tells the kernel to forget inodes (docs/adr/0014-guardian.md).
+
+Run as `python -I -S guardian_process.py DEVICE ROSTER ORDERS TALK`, four descriptors, by `fs.guardian`:
+
+- DEVICE: a clone of the connection (FUSE_DEV_IOC_CLONE). It has its own list of requests that are being
+  answered, so those that the daemon had taken end when the daemon does, and new ones can be read here.
+- ROSTER: the numbers of all inodes that the kernel may know (`fs.roster`).
+- ORDERS: the numbers of the present order. TALK: a SOCK_SEQPACKET socket to the daemon, and to nobody else.
+
+While the daemon lives it does what it is ordered: invalidate these inodes, in a process whose Python the daemon's
+requests do not slow down. When TALK ends without a farewell the daemon is dead: every request is refused from then
+on, every inode is invalidated, and with the end of this process the kernel aborts the connection. It has no key,
+imports nothing of cmkfs, reads no file, and needs no privilege. Source: linux/fuse.h; fs/fuse/dev.c,
+`fuse_dev_release`, `fuse_notify_inval_inode`.
+"""
+
+import _thread
+import os
+import select
+import signal
+import struct
+import sys
+import time
+
+READY = b"ready"
+FAREWELL = b"bye"
+ORDER = struct.Struct("<Q")  # how many numbers are in ORDERS
+ANSWER = struct.Struct("<QQ")  # how many were done, how many of them failed
+
+STALLED_SECONDS = 0.05
+"""An inode whose dirty pages take longer to be stored does not hold up the others: a further thread goes on."""
+MOST_THREADS = 64
+LAST_SECONDS = 60.0
+"""How long the inodes of a dead daemon may take; nobody is left who could hold them up."""
+
+_INVAL_INODE = struct.Struct("<IiQQqq")  # fuse_out_header, fuse_notify_inval_inode_out
+_NOTIFY_INVAL_INODE = 2
+_REQUEST = struct.Struct("<IIQ")  # length, opcode, unique
+_REFUSAL = struct.Struct("<IiQ")  # length, error, unique
+_UNANSWERED = (2, 36, 41, 42)  # FORGET, INTERRUPT, NOTIFY_REPLY, BATCH_FORGET
+_LARGEST_REQUEST = (1 << 21) + (1 << 16)
+_ENOENT, _ENODEV, _ENOTCONN = 2, 19, 107
+
+
+class Order:
+    """Inodes to invalidate, by as many threads as it takes; an inode of 0 is none."""
+
+    def __init__(self, device: int, numbers: bytes) -> None:
+        self._device = device
+        self._numbers = memoryview(numbers).cast("Q")
+        self._lock = _thread.allocate_lock()
+        self._next = 0
+        self._threads = 0
+        self._begun = False
+        self._seen = -1
+        self.failed = 0
+        self.done = _thread.allocate_lock()
+        self.done.acquire()
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def further_thread(self) -> None:
+        """Begin, or go on beside an inode that takes its time."""
+        with self._lock:
+            if self._threads >= MOST_THREADS or (self._begun and self._next >= len(self._numbers)):
+                return
+            self._begun = True
+            self._threads += 1
+        _thread.start_new_thread(self._work, ())
+
+    def hurry(self) -> None:
+        """Called again and again: a further thread if there was no progress since the last time."""
+        if self._next == self._seen:
+            self.further_thread()
+        self._seen = self._next
+
+    def _work(self) -> None:
+        failed = 0
+        message = bytearray(_INVAL_INODE.pack(_INVAL_INODE.size, _NOTIFY_INVAL_INODE, 0, 0, 0, 0))
+        while True:
+            with self._lock:
+                at = self._next
+                if at >= len(self._numbers):
+                    break
+                self._next = at + 1
+            number = self._numbers[at]
+            if not number:
+                continue
+            struct.pack_into("<Q", message, 16, number)
+            try:
+                os.write(self._device, message)
+            except OSError as error:
+                failed += error.errno != _ENOENT  # ENOENT: the kernel does not know it, which is as good
+        with self._lock:
+            self.failed += failed
+            self._threads -= 1
+            if not self._threads:
+                self.done.release()
+
+
+def refuse(device: int) -> None:
+    """Answer every request with ENOTCONN, in the place of the dead daemon, until the connection is gone."""
+    buffer = bytearray(_LARGEST_REQUEST)
+    while True:
+        try:
+            os.readv(device, [buffer])
+            _, opcode, unique = _REQUEST.unpack_from(buffer)
+            if opcode not in _UNANSWERED:
+                os.write(device, _REFUSAL.pack(_REFUSAL.size, -_ENOTCONN, unique))
+        except OSError as error:
+            if error.errno in (_ENODEV, _ENOTCONN):
+                return
+            if error.errno != _ENOENT:  # the request was withdrawn meanwhile: its program was killed
+                raise
+
+
+def stand_in(device: int, roster: int) -> None:
+    """The daemon is dead: nothing of the mount may be read any more."""
+    began = time.monotonic()
+    _thread.start_new_thread(refuse, (device,))
+    order = Order(device, os.pread(roster, os.fstat(roster).st_size, 0))
+    order.further_thread()
+    while not order.done.acquire(timeout=STALLED_SECONDS):
+        order.hurry()
+        if time.monotonic() - began > LAST_SECONDS:
+            break
+    took = 1000 * (time.monotonic() - began)
+    os.write(2, b"guardian: the daemon died; what the kernel had cached was dropped in %.1f ms\n" % took)
+
+
+def serve(device: int, orders: int, talk: int) -> bool:
+    """Carry out orders until the daemon says farewell: True; or ends without one: False."""
+    daemon = select.poll()
+    daemon.register(talk, select.POLLIN)
+    while True:
+        message = os.read(talk, 64)
+        if message in (b"", FAREWELL):
+            return message == FAREWELL
+        order = Order(device, os.pread(orders, ORDER.unpack(message)[0] * 8, 0))
+        order.further_thread()
+        while not order.done.acquire(timeout=STALLED_SECONDS):
+            order.hurry()
+            if daemon.poll(0):  # nothing is sent during an order, so this is the daemon's end
+                break
+        else:
+            os.write(talk, ANSWER.pack(len(order), order.failed))
+
+
+def main(arguments: list[str]) -> None:
+    """Serve, then stand in for a daemon that died. Ends without waiting for threads that hang in the kernel."""
+    device, roster, orders, talk = (int(text) for text in arguments)
+    # The end of a service or a session sends these to every process of it; the daemon's end decides.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        os.write(talk, READY)
+        farewell = serve(device, orders, talk)
+    except OSError:  # the daemon died while it was being answered
+        farewell = False
+    if not farewell:
+        stand_in(device, roster)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
