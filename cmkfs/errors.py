@@ -140,10 +140,19 @@ class AuditFailed(KeyUnavailable):
 
 
 class PolicyDenied(CmkfsError):
-    """The CMK's policy does not allow this principal this action."""
+    """The CMK's policy does not allow this principal this action.
+
+    `rule` is the id of the rule that decided (or `policy.NO_RULE`, `policy.NO_POLICY`), `action` what was
+    refused; both are empty where no policy was asked, `action` also where any one right would have done.
+    """
 
     errno = _errno.EACCES
     exit_code = EXIT_DENIED
+
+    def __init__(self, message: str, *, hint: str | None = None, rule: str = "", action: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.rule = rule
+        self.action = action
 
 
 # -- What lies in the vault ------------------------------------------------------------------------

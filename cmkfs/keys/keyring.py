@@ -70,14 +70,18 @@ class Keyring:
     def authorize(self, zone: Zone, request: Request, action: Action) -> None:
         """Return if the zone serves and its policy allows. Raises PolicyDenied, Locked, Disabled, …"""
         zone.check()
-        if not self.policies.allows(zone.cmk_id, request, action):
-            raise PolicyDenied(f"uid {request.uid} may not {action} under CMK {zone.cmk_name}")
+        decision = self.policies.decide(zone.cmk_id, request, action)
+        if not decision.allowed:
+            raise PolicyDenied(
+                f"uid {request.uid} may not {action} under CMK {zone.cmk_name}", rule=decision.rule, action=action
+            )
 
     def authorize_any(self, zone: Zone, request: Request, actions: tuple[Action, ...]) -> None:
         """Return if at least one of `actions` is allowed: a name is looked up before anything else is done with it."""
         zone.check()
         if not any(self.policies.allows(zone.cmk_id, request, action) for action in actions):
-            raise PolicyDenied(f"uid {request.uid} has no rights under CMK {zone.cmk_name}")
+            rule = self.policies.decide(zone.cmk_id, request, actions[0]).rule
+            raise PolicyDenied(f"uid {request.uid} has no rights under CMK {zone.cmk_name}", rule=rule)
 
     # -- file keys -------------------------------------------------------------------------------
 

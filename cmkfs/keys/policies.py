@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmkfs.format.recipient import CmkId
-from cmkfs.policy import Action, Policy, Principal, decide
+from cmkfs.policy import NO_RULE, Action, Decision, Policy, Principal, decide
 
 _REMEMBERED = 4096
+_UNREAD = Decision(False, NO_RULE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Policies:
     def __init__(self, owner_uid: int) -> None:
         self._owner_uid = owner_uid
         self._policies: dict[CmkId, Policy | None] = {}
-        self._decided: dict[tuple[CmkId, int, int, Action], bool] = {}
+        self._decided: dict[tuple[CmkId, int, int, Action], Decision] = {}
 
     def set_policy(self, cmk_id: CmkId, policy: Policy | None) -> None:
         """From now on decide by `policy`; None is the rule without a policy (owner and root only)."""
@@ -47,25 +48,31 @@ class Policies:
         """The policy in force."""
         return self._policies.get(cmk_id)
 
-    def allows(self, cmk_id: CmkId, request: Request, action: Action) -> bool:
-        """True if the policy of the CMK allows `request` this action. Before the first policy was read, nobody may."""
+    def decide(self, cmk_id: CmkId, request: Request, action: Action) -> Decision:
+        """Does the policy of the CMK allow `request` this action, and by which rule? Before one was read: no."""
         if not self.knows(cmk_id):
-            return False
+            return _UNREAD
         # Supplementary groups belong to the process: what depends on them is not remembered by user.
         policy = self._policies[cmk_id]
         if policy is not None and policy.needs_groups(action, request.uid, request.gid):
             return self._decide(policy, request, action, supplementary_groups(request.pid))
         known = (cmk_id, request.uid, request.gid, action)
-        allowed = self._decided.get(known)
-        if allowed is None:
+        decision = self._decided.get(known)
+        if decision is None:
             if len(self._decided) >= _REMEMBERED:
                 self._decided.clear()
-            allowed = self._decided[known] = self._decide(policy, request, action, frozenset())
-        return allowed
+            decision = self._decided[known] = self._decide(policy, request, action, frozenset())
+        return decision
 
-    def _decide(self, policy: Policy | None, request: Request, action: Action, groups: frozenset[int] | None) -> bool:
+    def allows(self, cmk_id: CmkId, request: Request, action: Action) -> bool:
+        """As `decide`, without the rule."""
+        return self.decide(cmk_id, request, action).allowed
+
+    def _decide(
+        self, policy: Policy | None, request: Request, action: Action, groups: frozenset[int] | None
+    ) -> Decision:
         who = Principal(request.uid, request.gid, groups)
-        return decide(policy, who, action, self._owner_uid).allowed
+        return decide(policy, who, action, self._owner_uid)
 
 
 def supplementary_groups(pid: int) -> frozenset[int] | None:

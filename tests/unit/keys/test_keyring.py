@@ -30,7 +30,7 @@ from cmkfs.keys.keyring import Keyring
 from cmkfs.keys.policies import Policies
 from cmkfs.keys.worker import TokenWorker
 from cmkfs.keys.zone import Zone, ZoneState
-from cmkfs.policy import Action
+from cmkfs.policy import NO_POLICY, Action
 
 # -- who may ---------------------------------------------------------------------------------------
 
@@ -38,8 +38,9 @@ from cmkfs.policy import Action
 async def test_policy_decides_after_the_lock(serving: OneZone) -> None:
     keyring, zone = serving.keyring, serving.zone
     keyring.authorize(zone, OWNER, Action.READ)
-    with pytest.raises(PolicyDenied, match="uid 2000 may not read under CMK data"):
+    with pytest.raises(PolicyDenied, match="uid 2000 may not read under CMK data") as caught:
         keyring.authorize(zone, STRANGER, Action.READ)
+    assert (caught.value.rule, caught.value.action) == (NO_POLICY, Action.READ)
     keyring.end_leases(zone, Locked("operator"))
     for who in (OWNER, STRANGER):
         with pytest.raises(Locked):

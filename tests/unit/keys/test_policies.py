@@ -11,7 +11,7 @@ import pytest
 from cmkfs.format.recipient import CmkId
 from cmkfs.keys import policies as module
 from cmkfs.keys.policies import Policies, Request, supplementary_groups
-from cmkfs.policy import Action, parse
+from cmkfs.policy import NO_POLICY, NO_RULE, Action, Decision, parse
 
 CMK, OTHER = CmkId(b"c" * 16), CmkId(b"o" * 16)
 ROOT, OWNER, STRANGER = Request(0, 0, 0), Request(1000, 1000, 0), Request(2000, 2000, 0)
@@ -68,6 +68,16 @@ def test_a_change_of_policy_ends_what_was_remembered() -> None:
     assert policies.allows(CMK, STRANGER, Action.READ)
     policies.set_policy(CMK, None)
     assert not policies.allows(CMK, STRANGER, Action.READ)
+
+
+def test_a_decision_names_its_rule() -> None:
+    policies = with_policy(("allow", "uid:2000", "read"), ("deny", "uid:2000", "write"))
+    assert policies.decide(CMK, STRANGER, Action.READ) == Decision(True, "r0")
+    assert policies.decide(CMK, STRANGER, Action.WRITE) == Decision(False, "r1")
+    assert policies.decide(CMK, OWNER, Action.READ) == Decision(False, NO_RULE)
+    assert policies.decide(OTHER, OWNER, Action.READ) == Decision(False, NO_RULE)
+    policies.set_policy(CMK, None)
+    assert policies.decide(CMK, OWNER, Action.READ) == Decision(True, NO_POLICY)
 
 
 def test_each_cmk_has_its_own() -> None:
