@@ -6,8 +6,9 @@ in `bugs` (a test fails if that is not 0 at its end), and the caller gets EIO.
 
 import functools
 import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import pyfuse3
 
@@ -26,9 +27,14 @@ class Bugs:
 
 
 class Requests:
-    """How many requests came from the kernel: what it answers from its caches costs none."""
+    """How many requests came from the kernel, by handler: what it answers from its caches costs none."""
 
-    count = 0
+    by_kind: ClassVar[Counter[str]] = Counter()
+
+    @classmethod
+    def total(cls) -> int:
+        """All of them."""
+        return cls.by_kind.total()
 
 
 @runtime_checkable
@@ -43,25 +49,27 @@ class Reporter(Protocol):
 def guarded(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
     """Make a handler raise `FUSEError` only."""
 
+    name, by_kind = handler.__name__, Requests.by_kind
+
     @functools.wraps(handler)
     async def edge(*args: P.args, **kwargs: P.kwargs) -> R:
-        Requests.count += 1
+        by_kind[name] += 1
         try:
             return await handler(*args, **kwargs)
         except pyfuse3.FUSEError:
             raise
         except OSError as error:
             if error.errno is None:
-                raise _bug(handler.__name__) from error
+                raise _bug(name) from error
             raise pyfuse3.FUSEError(error.errno) from error
         except CmkfsError as error:
             if isinstance(error, Damaged):
-                log.error("%s: %s", handler.__name__, error)
+                log.error("%s: %s", name, error)
             if args and isinstance(args[0], Reporter):
-                args[0].report(handler.__name__, args[1:], error)
+                args[0].report(name, args[1:], error)
             raise pyfuse3.FUSEError(error.errno) from error
         except Exception as error:
-            raise _bug(handler.__name__) from error
+            raise _bug(name) from error
 
     return edge
 
