@@ -152,7 +152,7 @@ class ControlAnswers:
     async def _token_facts(self) -> Fields:
         healthy = all(watch.healthy for watch in self._mounted.watches.values())
         try:
-            info = await self._mounted.token.call(self._mounted.provider.token_info, deadline=self._mounted.deadline)
+            info = await self._mounted.keyring.token.token_info()
         except CmkfsError:
             return {"label": None, "serial": None, "healthy": False}
         return {"label": info.label, "serial": info.serial, "healthy": healthy}

@@ -20,8 +20,6 @@ from cmkfs.audit.recorder import Recorder
 from cmkfs.config import AuditConfig
 from cmkfs.errors import AuditFailed, Busy, CmkfsError
 from cmkfs.home import Home, private_directory, private_tree
-from cmkfs.keys.provider import KeyProvider
-from cmkfs.keys.worker import TokenWorker
 
 CHECKPOINT_SECONDS = 60.0
 """A record is covered by a checkpoint, and its end remembered by the token, after this at the latest."""
@@ -68,27 +66,6 @@ class AuditToken(Protocol):
     async def remember_audit_head(self, head: Head) -> None:
         """See `KeyProvider`."""
         ...
-
-
-class WorkerToken:
-    """An `AuditToken` whose calls are made by the worker's thread."""
-
-    def __init__(self, provider: KeyProvider, token: TokenWorker, deadline: float) -> None:
-        self._provider = provider
-        self._token = token
-        self._deadline = deadline
-
-    async def audit_mac(self, message: bytes) -> bytes:
-        """See `KeyProvider`."""
-        return await self._token.call(self._provider.audit_mac, message, deadline=self._deadline)
-
-    async def audit_heads(self) -> tuple[Head, ...]:
-        """See `KeyProvider`."""
-        return await self._token.call(self._provider.audit_heads, deadline=self._deadline)
-
-    async def remember_audit_head(self, head: Head) -> None:
-        """See `KeyProvider`."""
-        await self._token.call(self._provider.remember_audit_head, head, deadline=self._deadline)
 
 
 class MountAudit:

@@ -3,7 +3,6 @@
 `serve` blocks until the mount has ended. Everything that can fail fails before it calls `ready`.
 """
 
-import ctypes
 import logging
 import os
 import resource
@@ -16,7 +15,7 @@ from pathlib import Path
 import trio
 
 from cmkfs.answers import ControlAnswers
-from cmkfs.auditing import MountAudit, WorkerToken
+from cmkfs.auditing import MountAudit
 from cmkfs.config import Config, MountOptions
 from cmkfs.control.registry import MountRecord
 from cmkfs.control.server import ControlServer
@@ -29,10 +28,11 @@ from cmkfs.fs.vaultdir import read_vault_file, read_zone_record
 from cmkfs.home import Home
 from cmkfs.keys.access import TokenAccess
 from cmkfs.keys.keyring import Keyring
-from cmkfs.keys.pkcs11 import Pkcs11Provider
+from cmkfs.keys.memory import protect_memory
 from cmkfs.keys.policies import Policies
 from cmkfs.keys.provider import Cmk, CmkState
-from cmkfs.keys.worker import TokenWorker
+from cmkfs.keys.token_client import TokenClient
+from cmkfs.keys.token_process import TokenProcess
 from cmkfs.keys.zone import Zone
 from cmkfs.mounted import Mounted
 
@@ -40,8 +40,6 @@ log = logging.getLogger(__name__)
 
 MAX_TASKS = 512
 """Requests handled at once; pyfuse3's own 99 stalls a mount when as many wait for the disk or the token."""
-_PR_SET_DUMPABLE = 4
-_MCL_CURRENT, _MCL_FUTURE = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +67,10 @@ def serve(spec: MountSpec, ready: Ready) -> int:
     if spec.options.acl or spec.options.idle_minutes is not None:
         raise UsageError("the mount options acl and idle are not part of this version")
     vault = read_vault_file(spec.vault)
-    _protect_memory()
+    protect_memory()
+    _allow_descriptors()
     os.umask(0)
-    token = TokenWorker()
+    token = TokenProcess()
     try:
         backing = _open_backing(spec)
         try:
@@ -110,27 +109,23 @@ def _open_backing(spec: MountSpec) -> Backing:
     return Backing(spec.vault, read_only=spec.options.read_only)
 
 
-def _protect_memory() -> None:
-    """No core dumps, no swap where that is allowed, and as many descriptors as the limit lets us have."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    if os.geteuid() == 0 and libc.mlockall(_MCL_CURRENT | _MCL_FUTURE) != 0:
-        log.warning("memory cannot be locked; keys may reach swap: %s", os.strerror(ctypes.get_errno()))
+def _allow_descriptors() -> None:
+    """As many as the limit lets us have."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _serve(
-    spec: MountSpec, vault: VaultFile, backing: Backing, token: TokenWorker, ownership: Ownership, ready: Ready
+    spec: MountSpec, vault: VaultFile, backing: Backing, token: TokenProcess, ownership: Ownership, ready: Ready
 ) -> bool:
     """All that needs the event loop. True if the vault was left settled and closed."""
     deadline = spec.config.token.deadline
-    provider = await _open_provider(spec, token, deadline)
-    audit = MountAudit(spec.home, spec.config.audit, str(spec.mountpoint), WorkerToken(provider, token, deadline))
+    await _open_token(spec, token, deadline)
+    client = TokenClient(token, deadline)
+    audit = MountAudit(spec.home, spec.config.audit, str(spec.mountpoint), client)
     await audit.begin()
     try:
-        return await _serve_audited(spec, vault, backing, token, provider, audit, ownership, ready)
+        return await _serve_audited(spec, vault, backing, client, audit, ownership, ready)
     except (CmkfsError, OSError) as error:
         audit.recorder.changed("mount", outcome="failed", reason=f"{spec.vault}: {error}", caller=audit.process)
         raise
@@ -143,24 +138,22 @@ async def _serve_audited(
     spec: MountSpec,
     vault: VaultFile,
     backing: Backing,
-    token: TokenWorker,
-    provider: Pkcs11Provider,
+    client: TokenClient,
     audit: MountAudit,
     ownership: Ownership,
     ready: Ready,
 ) -> bool:
-    deadline = spec.config.token.deadline
     record = read_zone_record(backing.root_fd)
-    cmk = await token.call(provider.describe, record.recipient.version.cmk_id, deadline=deadline)
+    cmk = await client.describe(record.recipient.version.cmk_id)
     if cmk.state is not CmkState.ENABLED:
         raise Disabled(f"CMK {cmk.name} is {cmk.state}", hint=f"cmkfs cmk enable {cmk.name}")
     zone = Zone(record.zone_id, record, cmk.name)
-    keyring = Keyring(vault, provider, token, Policies(os.geteuid()), deadline)
+    keyring = Keyring(vault, client, Policies(os.geteuid()))
     keyring.audit = audit.recorder
     pool = keyring.add_zone(zone)
     keyring.audit.changed("mount", reason=str(spec.vault), caller=audit.process, zone=zone)
     await keyring.unlock(zone)
-    mounted = Mounted(spec.vault, spec.mountpoint, backing, keyring, provider, token, zone, spec.options, deadline)
+    mounted = Mounted(spec.vault, spec.mountpoint, backing, keyring, zone, spec.options)
     await mounted.recover_and_open()
     return await _until_unmounted(spec, mounted, cmk, ownership, audit, [pool.keep_filled, audit.run], ready)
 
@@ -199,10 +192,10 @@ async def _until_unmounted(
     return clean
 
 
-async def _open_provider(spec: MountSpec, token: TokenWorker, deadline: float) -> Pkcs11Provider:
+async def _open_token(spec: MountSpec, token: TokenProcess, deadline: float) -> None:
     access = TokenAccess.of(spec.config, spec.home)
     pin = spec.pin if spec.pin is not None else access.read_pin()
-    return await token.call(partial(access.open, pin, read_write=False), deadline=max(deadline, 10.0))
+    await token.open(access, pin, deadline)
 
 
 def _mount_request(spec: MountSpec) -> MountRequest:

@@ -27,9 +27,7 @@ from cmkfs.fs.symlinks import Symlinks
 from cmkfs.fs.vaultdir import VaultDir
 from cmkfs.keys.keyring import Keyring
 from cmkfs.keys.pool import random_id
-from cmkfs.keys.provider import KeyProvider
 from cmkfs.keys.watch import CmkWatch
-from cmkfs.keys.worker import TokenWorker
 from cmkfs.keys.zone import Zone
 
 log = logging.getLogger(__name__)
@@ -44,21 +42,15 @@ class Mounted:
         mountpoint: Path,
         backing: Backing,
         keyring: Keyring,
-        provider: KeyProvider,
-        token: TokenWorker,
         root_zone: Zone,
         options: MountOptions,
-        deadline: float,
     ) -> None:
         self.vault = vault
         self.mountpoint = mountpoint
         self.backing = backing
         self.keyring = keyring
-        self.provider = provider
-        self.token = token
         self.root_zone = root_zone
         self._options = options
-        self.deadline = deadline
         self._vaultdir = VaultDir(backing, keyring.vault, root_zone.keys.session)
         self.inodes = InodeTable(backing)
         self._directories = Directories(self.inodes, keyring.zones, self._vaultdir.zone_roots(root_zone.keys))
@@ -207,14 +199,12 @@ class Mounted:
         return CmkWatch(
             zone.cmk_id,
             zone.cmk_name,
-            self.provider,
-            self.token,
+            self.keyring.token,
             self.keyring.policies,
             lock,
             unlock,
             revocation_bound=self._options.revocation_bound,
             outage_grace=self._options.outage_grace,
-            deadline=self.deadline,
         )
 
     @property

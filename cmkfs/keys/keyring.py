@@ -1,14 +1,12 @@
 """The gate: the one place that decides who gets a key.
 
 `authorize` asks the policy, `lease` gives a file's key, `lock` and `unlock` end and begin all leases.
-Nothing else in cmkfs unwraps a DEK. Runs on the event loop; token calls go through `token`.
+Nothing else in cmkfs unwraps a DEK. Runs on the event loop; token calls go through `keys.token_client`.
 """
 
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from cmkfs.audit.auditor import Auditor, Unrecorded
 from cmkfs.crypto.dek import FileKey
@@ -21,15 +19,12 @@ from cmkfs.format.vault import VaultFile
 from cmkfs.keys.dekcache import DekCache
 from cmkfs.keys.policies import Policies, Request
 from cmkfs.keys.pool import DekPool, NewFile, random_id
-from cmkfs.keys.provider import SECRET_SIZE, KeyProvider
-from cmkfs.keys.worker import TokenWorker
+from cmkfs.keys.provider import SECRET_SIZE
+from cmkfs.keys.token_client import TokenClient
 from cmkfs.keys.zone import Zone, ZoneState
 from cmkfs.policy import Action
 
-_T = TypeVar("_T")
 _VERSION_SECONDS = 1.0
-_BATCH_SECONDS = 0.02
-"""A batch of wraps ends after this, so that with a slow token nothing waits behind more than one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +44,10 @@ class Lease:
 class Keyring:
     """All zones of a mount, and the only way to their keys."""
 
-    def __init__(
-        self, vault: VaultFile, provider: KeyProvider, token: TokenWorker, policies: Policies, deadline: float
-    ) -> None:
+    def __init__(self, vault: VaultFile, token: TokenClient, policies: Policies) -> None:
         self.vault = vault
         self.policies = policies
-        self._provider = provider
-        self._token = token
-        self._deadline = deadline
+        self.token = token
         self.zones: dict[bytes, Zone] = {}
         self._caches: dict[bytes, DekCache] = {}
         self._pools: dict[bytes, DekPool] = {}
@@ -140,48 +131,39 @@ class Keyring:
         ).to_bytes(version)
         self.unwraps += 1
         try:
-            return await self._call(lambda: self._provider.unwrap(version, recipient.wrapped, context=context))
+            return await self.token.unwrap(version, recipient.wrapped, context=context)
         except CmkNotFound as error:
             # Gone, or never there: a header can name any version.
-            await self._call(lambda: self._provider.canary(zone.cmk_id))
+            await self.token.canary(zone.cmk_id)
             raise Damaged("a file that is wrapped under a version that the CMK does not have") from error
 
     async def _prepare(self, zone: Zone, count: int) -> list[NewFile]:
-        def wrap_all() -> tuple[CmkVersion, list[tuple[bytes, bytes, bytes]]]:
-            version = self._newest(zone)
-            made: list[tuple[bytes, bytes, bytes]] = []
-            began = time.monotonic()
-            while len(made) < count and (not made or time.monotonic() - began < _BATCH_SECONDS):
-                file_id, dek = random_id(), os.urandom(SECRET_SIZE)
-                context = WrapContext(
-                    WrapKind.FILE, self.vault.vault_hash, zone.zone_id, file_id, commitment(dek)
-                ).to_bytes(version)
-                made.append((file_id, dek, self._provider.wrap(version, dek, context=context)))
-            return version, made
-
-        epoch = zone.epoch
-        version, made = await self._call(wrap_all)
+        """Up to `count` new files, with a token call each. Raises Disabled, TokenUnavailable, …"""
+        epoch, secret = zone.epoch, zone.keys.header_secret
+        version = await self._newest(zone)
+        secrets = [(random_id(), os.urandom(SECRET_SIZE)) for _ in range(count)]
+        commitments = [commitment(dek) for _, dek in secrets]
+        contexts = [
+            WrapContext(WrapKind.FILE, self.vault.vault_hash, zone.zone_id, file_id, committed).to_bytes(version)
+            for (file_id, _), committed in zip(secrets, commitments, strict=True)
+        ]
+        wanted = [(dek, context) for (_, dek), context in zip(secrets, contexts, strict=True)]
+        made = await self.token.wrap_many(version, wanted)
         if zone.epoch != epoch:
             raise _ended(zone)
-        secret = zone.keys.header_secret
         new_files = []
-        for file_id, dek, wrapped in made:
-            recipients = (Recipient(version, wrapped),)
-            identity = Identity(file_id, zone.zone_id, commitment(dek), recipients)
+        for (file_id, dek), committed, wrapped in zip(secrets, commitments, made, strict=False):
+            identity = Identity(file_id, zone.zone_id, committed, (Recipient(version, wrapped),))
             new_files.append(NewFile(identity, FileKey(dek, identity, secret)))
         return new_files
 
-    def _newest(self, zone: Zone) -> CmkVersion:
+    async def _newest(self, zone: Zone) -> CmkVersion:
         """The version to wrap under, asked for once a second at most: it costs ten times what a wrap does."""
-        now = time.monotonic()
         version, asked = self._versions.get(zone.zone_id, (None, 0.0))
-        if version is None or now - asked > _VERSION_SECONDS:
-            version = self._provider.newest(zone.cmk_id)
-            self._versions[zone.zone_id] = (version, now)
+        if version is None or time.monotonic() - asked > _VERSION_SECONDS:
+            version = await self.token.newest(zone.cmk_id)
+            self._versions[zone.zone_id] = (version, time.monotonic())
         return version
-
-    async def _call(self, function: Callable[[], _T]) -> _T:
-        return await self._token.call(function, deadline=self._deadline)
 
     # -- zones -----------------------------------------------------------------------------------
 
@@ -200,7 +182,8 @@ class Keyring:
         """Unwrap the zone's secret and serve. Raises Disabled, TokenUnavailable, Tampered; then it stays locked."""
         if zone.state is ZoneState.SERVING:
             return
-        secret = await self._call(lambda: unwrap_zone_secret(self._provider, self.vault, zone))
+        recipient, context = zone_secret(self.vault, zone)
+        secret = await self.token.unwrap(recipient.version, recipient.wrapped, context=context)
         try:
             zone.begin_serving(ZoneKeys(zone.zone_id, secret, zone.record.commitment))
         finally:
@@ -224,15 +207,13 @@ class Keyring:
         return sum(len(cache) for cache in self._caches.values())
 
 
-def unwrap_zone_secret(provider: KeyProvider, vault: VaultFile, zone: Zone) -> bytearray:
-    """The 32 bytes all keys of a zone come from. Blocks. Raises Disabled, TokenUnavailable, Tampered."""
+def zone_secret(vault: VaultFile, zone: Zone) -> tuple[Recipient, bytes]:
+    """What must be unwrapped, and in which context, for the 32 bytes all keys of a zone come from."""
     recipient = zone.record.recipient
     if not recipient.version.usable:
         raise UnknownFormat(f"the zone's secret is wrapped with the unknown scheme {recipient.version.scheme}")
-    context = WrapContext(WrapKind.ZONE, vault.vault_hash, zone.zone_id, zone.zone_id, zone.record.commitment).to_bytes(
-        recipient.version
-    )
-    return provider.unwrap(recipient.version, recipient.wrapped, context=context)
+    context = WrapContext(WrapKind.ZONE, vault.vault_hash, zone.zone_id, zone.zone_id, zone.record.commitment)
+    return recipient, context.to_bytes(recipient.version)
 
 
 def _ended(zone: Zone) -> CmkfsError:

@@ -22,8 +22,7 @@ from cmkfs.errors import (
 )
 from cmkfs.format.recipient import CmkId
 from cmkfs.keys.policies import Policies
-from cmkfs.keys.provider import KeyProvider
-from cmkfs.keys.worker import TokenWorker
+from cmkfs.keys.token_client import TokenClient
 from cmkfs.policy import fingerprint, parse
 
 log = logging.getLogger(__name__)
@@ -39,26 +38,22 @@ class CmkWatch:
         self,
         cmk_id: CmkId,
         name: str,
-        provider: KeyProvider,
-        token: TokenWorker,
+        token: TokenClient,
         policies: Policies,
         lock: Lock,
         unlock: Unlock,
         *,
         revocation_bound: float,
         outage_grace: float,
-        deadline: float,
     ) -> None:
         self._cmk_id = cmk_id
         self._name = name
-        self._provider = provider
         self._token = token
         self._policies = policies
         self._lock = lock
         self._unlock = unlock
         self._interval = revocation_bound / 2
         self._grace = outage_grace
-        self._deadline = deadline
         self._unreachable_since: float | None = None
         self._policy_text: str | None = None
         self._looking = trio.Lock()
@@ -84,7 +79,7 @@ class CmkWatch:
 
     async def begin(self) -> None:
         """Read the policy before anything is served. Raises Disabled, TokenUnavailable, …"""
-        self.take_policy(await self._token.call(self._ask, deadline=self._deadline))
+        self.take_policy(await self._ask())
 
     async def look(self, *, policy_too: bool = True) -> None:
         """Look now; returns when what was found has taken effect."""
@@ -93,7 +88,7 @@ class CmkWatch:
             ask = self._ask if policy_too else self._ask_the_canary
             try:
                 # Not the interval: a token that is slow but answers is no outage.
-                text = await self._token.call(ask, deadline=self._deadline)
+                text = await ask()
             except (Disabled, Revoked, CmkNotFound) as error:
                 self._unreachable_since = None
                 await self._refused(_as_refusal(error, self._name))
@@ -112,12 +107,12 @@ class CmkWatch:
                 self.take_policy(text)
                 await self._answered()
 
-    def _ask(self) -> str | None:
-        self._provider.canary(self._cmk_id)
-        return self._provider.policy(self._cmk_id)
+    async def _ask(self) -> str | None:
+        await self._token.canary(self._cmk_id)
+        return await self._token.policy(self._cmk_id)
 
-    def _ask_the_canary(self) -> str | None:
-        self._provider.canary(self._cmk_id)
+    async def _ask_the_canary(self) -> str | None:
+        await self._token.canary(self._cmk_id)
         return self._policy_text
 
     def take_policy(self, text: str | None) -> None:
@@ -145,7 +140,7 @@ class CmkWatch:
         if trio.current_time() - self._unreachable_since >= self._grace:
             await self._refused(TokenUnavailable(f"the token has not answered for {self._grace:g} s"))
         try:
-            await self._token.call(self._provider.recover, deadline=self._deadline)
+            await self._token.recover()
         except CmkfsError as failure:
             log.debug("the token is not back: %s", failure)
 

@@ -29,6 +29,7 @@ from cmkfs.fs.operations import Operations
 from cmkfs.fs.vaultdir import read_vault_file, read_zone_record
 from cmkfs.keys.keyring import Keyring
 from cmkfs.keys.policies import Policies
+from cmkfs.keys.token_client import ThreadTransport, TokenClient
 from cmkfs.keys.worker import TokenWorker
 from cmkfs.keys.zone import Zone
 from cmkfs.maintenance.create import create_vault
@@ -84,7 +85,7 @@ class Harness:
         self.policies = Policies(os.geteuid())
         self.policies.set_policy(self.cmk.cmk_id, None)
         vault = read_vault_file(self.vault)
-        self.keyring = Keyring(vault, provider, self.worker, self.policies, deadline=5.0)
+        self.keyring = Keyring(vault, TokenClient(ThreadTransport(self.worker, provider), 5.0), self.policies)
         self.pool = self.keyring.add_zone(self.zone)
         await self.keyring.unlock(self.zone)
         self.mounted = Mounted(
@@ -92,11 +93,8 @@ class Harness:
             self.vault.parent / "mountpoint",
             self.backing,
             self.keyring,
-            provider,
-            self.worker,
             self.zone,
             MountOptions(),
-            5.0,
         )
         await self.mounted.recover_and_open()
         self.mounted.use(cast(FuseDevice, self.kernel))

@@ -37,8 +37,9 @@ from cmkfs.fs.directory import Directory, plain_name
 from cmkfs.fs.openfile import OpenFile
 from cmkfs.fs.symlinks import Symlinks
 from cmkfs.fs.vaultdir import VaultDir
-from cmkfs.keys.keyring import Keyring, unwrap_zone_secret
+from cmkfs.keys.keyring import Keyring, zone_secret
 from cmkfs.keys.policies import Policies
+from cmkfs.keys.token_client import ThreadTransport, TokenClient
 from cmkfs.keys.worker import TokenWorker
 from cmkfs.keys.zone import Zone
 
@@ -143,7 +144,8 @@ def _wrap(vector: Vector) -> Values:
 def _zone(vector: Vector) -> Values:
     record = ZoneRecord.from_bytes(b64.decode(vector.inputs["target"].encode()))
     zone = Zone(record.zone_id, record, "data")
-    secret = unwrap_zone_secret(token_of(vector).elsewhere, vault_of(vector), zone)
+    recipient, context = zone_secret(vault_of(vector), zone)
+    secret = token_of(vector).elsewhere.unwrap(recipient.version, recipient.wrapped, context=context)
     root = ZoneKeys(zone.zone_id, secret, record.commitment).open_zone_root(vector.raw("vault_hash"), record)
     return {
         "zone_id": zone.zone_id.hex(),
@@ -212,7 +214,7 @@ def _header(vector: Vector) -> Values:
     # A file is read with the CMK of its zone: the first that the token has of those it is wrapped for.
     known = [one.version.cmk_id for one in identity.recipients if one.version.cmk_id in token.cmks]
     zone = zone_of(vector, known[0] if known else bytes(16))
-    keyring = Keyring(vault_of(vector), token.elsewhere, worker, Policies(0), 5.0)
+    keyring = Keyring(vault_of(vector), TokenClient(ThreadTransport(worker, token.elsewhere), 5.0), Policies(0))
     keyring.add_zone(zone)
     try:
         key = trio.run(keyring.lease, zone, identity).key

@@ -17,6 +17,7 @@ from cmkfs.keys.keyring import Keyring
 from cmkfs.keys.policies import Policies, Request
 from cmkfs.keys.pool import DekPool
 from cmkfs.keys.provider import Cmk, KeyProvider
+from cmkfs.keys.token_client import ThreadTransport, TokenClient
 from cmkfs.keys.worker import TokenWorker
 from cmkfs.keys.zone import Zone
 
@@ -61,7 +62,7 @@ def one_zone() -> Iterator[OneZone]:
     vault, zone = new_zone(provider, cmk)
     worker, policies = TokenWorker(), Policies(OWNER.uid)
     policies.set_policy(cmk.cmk_id, None)
-    keyring = Keyring(vault, provider, worker, policies, DEADLINE)
+    keyring = Keyring(vault, TokenClient(ThreadTransport(worker, provider), DEADLINE), policies)
     try:
         yield OneZone(token, provider, cmk, vault, worker, policies, keyring, zone, keyring.add_zone(zone))
     finally:

@@ -28,6 +28,7 @@ from cmkfs.format.vault import VaultFile, ZoneRecord
 from cmkfs.keys import keyring as keyring_module
 from cmkfs.keys.keyring import Keyring
 from cmkfs.keys.policies import Policies
+from cmkfs.keys.token_client import ThreadTransport, TokenClient
 from cmkfs.keys.worker import TokenWorker
 from cmkfs.keys.zone import Zone, ZoneState
 from cmkfs.policy import NO_POLICY, Action
@@ -118,7 +119,7 @@ async def test_a_wrap_of_another_vault_is_tampering(serving: OneZone) -> None:
     """An edited vault file opens nothing: its hash is in every wrap."""
     identity = await serving.file()
     edited = VaultFile(serving.vault.raw + b"\n", serving.vault.vault_id)
-    other = Keyring(edited, serving.provider, serving.worker, serving.policies, DEADLINE)
+    other = Keyring(edited, serving.keyring.token, serving.policies)
     other.add_zone(serving.zone)
     with pytest.raises(Tampered):
         await other.lease(serving.zone, identity)
@@ -336,7 +337,7 @@ async def test_the_same_with_softhsm(tmp_path: Path, monkeypatch: pytest.MonkeyP
         provider = worker.run(lambda: opened.enter_context(token.open()), deadline=10.0)
         cmk = worker.run(provider.create, "data", "aes-256", deadline=10.0)
         vault, zone = worker.run(new_zone, provider, cmk, deadline=10.0)
-        keyring = Keyring(vault, provider, worker, Policies(OWNER.uid), 10.0)
+        keyring = Keyring(vault, TokenClient(ThreadTransport(worker, provider), 10.0), Policies(OWNER.uid))
         keyring.add_zone(zone)
         await keyring.unlock(zone)
         identities = [(await keyring.new_file(zone))[0] for _ in range(5)]

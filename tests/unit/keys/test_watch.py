@@ -40,14 +40,12 @@ async def watched(serving: OneZone) -> Watched:
     found.watch = CmkWatch(
         serving.cmk.cmk_id,
         serving.cmk.name,
-        serving.provider,
-        serving.worker,
+        serving.keyring.token,
         serving.policies,
         found.lock,
         found.unlock,
         revocation_bound=BOUND,
         outage_grace=GRACE,
-        deadline=DEADLINE,
     )
     return found
 

@@ -1,0 +1,124 @@
+"""The token as a mount sees it: the calls of `KeyProvider`, asynchronous, each with a deadline.
+
+Who makes them is the transport's: a process of its own for a mount (`keys.token_process`), a thread where the
+provider lives in this process (`keys.worker`), as in tests. Nothing else in a mount talks to a token.
+"""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Final, Protocol
+
+from cmkfs.audit.chain import Head
+from cmkfs.format.recipient import CmkId, CmkVersion
+from cmkfs.keys.provider import Cmk, KeyProvider, TokenInfo
+from cmkfs.keys.worker import TokenWorker
+
+BATCH_SECONDS: Final = 0.02
+"""A batch of wraps ends after this, so that with a slow token nothing waits behind more than one of them."""
+
+
+class Transport(Protocol):
+    """How a call gets to the provider."""
+
+    async def ask(self, deadline: float, name: str, *args: Any, **named: Any) -> Any:
+        """What `perform` gives for these arguments, wherever it runs. Raises TokenUnavailable at the deadline."""
+        ...
+
+
+def perform(provider: KeyProvider, name: str, *args: Any, **named: Any) -> Any:
+    """One call: a method of the provider, or `wrap_many`."""
+    if name == "wrap_many":
+        return wrap_many(provider, *args, **named)
+    return getattr(provider, name)(*args, **named)
+
+
+def wrap_many(provider: KeyProvider, version: CmkVersion, wanted: Sequence[tuple[bytes, bytes]]) -> list[bytes]:
+    """Wrap (secret, context) pairs, each by itself; fewer than asked for if that takes long, never none."""
+    began = time.monotonic()
+    wrapped: list[bytes] = []
+    for secret, context in wanted:
+        wrapped.append(provider.wrap(version, secret, context=context))
+        if time.monotonic() - began > BATCH_SECONDS:
+            break
+    return wrapped
+
+
+class TokenClient:
+    """`KeyProvider` for the event loop. Each method raises what the provider's does, and TokenUnavailable when late."""
+
+    def __init__(self, transport: Transport, deadline: float) -> None:
+        """`deadline` is in seconds, for each call."""
+        self._transport = transport
+        self._deadline = deadline
+
+    async def unwrap(self, version: CmkVersion, wrapped: bytes, *, context: bytes) -> bytearray:
+        """The 32 bytes of a wrapped secret."""
+        return bytearray(await self._ask("unwrap", version, wrapped, context=context))
+
+    async def wrap_many(self, version: CmkVersion, wanted: Sequence[tuple[bytes, bytes]]) -> list[bytes]:
+        """The first of the (secret, context) pairs, wrapped: as many as a short while allows, never none."""
+        wrapped: list[bytes] = await self._ask("wrap_many", version, list(wanted))
+        return wrapped
+
+    async def newest(self, cmk_id: CmkId) -> CmkVersion:
+        """The version that wraps now."""
+        version: CmkVersion = await self._ask("newest", cmk_id)
+        return version
+
+    async def canary(self, cmk_id: CmkId) -> None:
+        """Return if every version of the CMK can unwrap now."""
+        await self._ask("canary", cmk_id)
+
+    async def find(self, name: str) -> Cmk:
+        """The CMK of this name."""
+        cmk: Cmk = await self._ask("find", name)
+        return cmk
+
+    async def describe(self, cmk_id: CmkId) -> Cmk:
+        """The CMK of this id."""
+        cmk: Cmk = await self._ask("describe", cmk_id)
+        return cmk
+
+    async def policy(self, cmk_id: CmkId) -> str | None:
+        """The TOML text of the CMK's policy, None if it has none."""
+        text: str | None = await self._ask("policy", cmk_id)
+        return text
+
+    async def token_info(self) -> TokenInfo:
+        """The token that the provider is bound to."""
+        info: TokenInfo = await self._ask("token_info")
+        return info
+
+    async def audit_mac(self, message: bytes) -> bytes:
+        """HMAC-SHA256 under the token's audit key."""
+        tag: bytes = await self._ask("audit_mac", message)
+        return tag
+
+    async def audit_heads(self) -> tuple[Head, ...]:
+        """The ends of audit logs that the token remembers."""
+        heads: tuple[Head, ...] = await self._ask("audit_heads")
+        return heads
+
+    async def remember_audit_head(self, head: Head) -> None:
+        """Have the token remember the end of an audit log."""
+        await self._ask("remember_audit_head", head)
+
+    async def recover(self) -> None:
+        """After TokenUnavailable: begin anew."""
+        await self._ask("recover")
+
+    async def _ask(self, name: str, *args: Any, **named: Any) -> Any:
+        return await self._transport.ask(self._deadline, name, *args, **named)
+
+
+class ThreadTransport:
+    """For a provider in this process: the worker's thread makes every call."""
+
+    def __init__(self, worker: TokenWorker, provider: KeyProvider) -> None:
+        self._worker = worker
+        self._provider = provider
+
+    async def ask(self, deadline: float, name: str, *args: Any, **named: Any) -> Any:
+        """See Transport."""
+        return await self._worker.call(partial(perform, self._provider, name, *args, **named), deadline=deadline)

@@ -1,0 +1,161 @@
+"""A process for the token, with a deadline for each caller (docs/adr/0014).
+
+A mount makes every PKCS#11 call in a process of its own: the module has one thread, as it needs, and neither its
+time nor its faults are the event loop's. One request is under way at a time; others wait their turn in order.
+
+A call that passes its deadline raises TokenUnavailable. If it had not begun it never will; if it had, its answer
+is thrown away when it comes, and the calls behind it wait no longer than their own deadlines. `recover` ends a
+process that has not answered by then, and begins a new one: a module that hangs or crashes costs an outage, never
+the mount.
+"""
+
+import logging
+import pickle
+import socket
+import subprocess
+import sys
+import time
+from typing import Any, Final
+
+import trio
+
+from cmkfs.errors import TokenUnavailable
+from cmkfs.keys.access import TokenAccess
+from cmkfs.keys.token_server import LARGEST_MESSAGE, OPEN
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING: Final = 1024
+"""Calls that may wait. At 5 ms each, a usual token on a network, the last of them takes 5 s: what waits behind
+them would pass the default deadline anyway."""
+
+_LOOK_SECONDS: Final = 500e-6
+"""How long to look for an answer before waiting for it in earnest: an embedded token answers within 150 µs, and
+being woken takes as long again."""
+
+_OPEN_SECONDS: Final = 10.0
+_KILL_SECONDS: Final = 5.0
+
+
+class _Server:
+    """One process and the socket to it."""
+
+    def __init__(self) -> None:
+        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            for end in (self.socket, theirs):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LARGEST_MESSAGE)
+            command = [sys.executable, "-m", "cmkfs.keys.token_server", str(theirs.fileno())]
+            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        self.socket.setblocking(False)
+        self.abandoned = False
+        """True while an answer is due for which nobody waits any more."""
+
+    @property
+    def lost(self) -> bool:
+        """True if it has ended, or has not answered within somebody's deadline."""
+        return self.abandoned or self.process.poll() is not None
+
+    async def ask(self, message: bytes) -> Any:
+        """One exchange. After one that was cancelled the next waits for its answer first, and drops it."""
+        if self.abandoned:
+            await self._receive()
+        try:
+            self.socket.send(message)
+        except OSError as error:
+            raise TokenUnavailable(f"the token's process is gone: {error.strerror}") from error
+        self.abandoned = True  # unless we are here when it answers
+        succeeded, answer = pickle.loads(await self._receive())  # noqa: S301 - from the process that we began
+        if succeeded:
+            return answer
+        raise answer
+
+    async def _receive(self) -> bytes:
+        until = time.perf_counter() + _LOOK_SECONDS
+        while True:
+            try:
+                data = self.socket.recv(LARGEST_MESSAGE)
+            except BlockingIOError:
+                if time.perf_counter() < until:
+                    await trio.lowlevel.checkpoint()
+                else:
+                    await trio.lowlevel.wait_readable(self.socket)
+                continue
+            except OSError as error:
+                raise TokenUnavailable(f"the token's process is gone: {error.strerror}") from error
+            if not data:
+                raise TokenUnavailable("the token's process has ended")
+            self.abandoned = False
+            return data
+
+    def end(self, wait: float) -> None:
+        """Close the socket, at which the process ends by itself; one that does not is killed after `wait` seconds."""
+        self.socket.close()
+        try:
+            self.process.wait(wait)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class TokenProcess:
+    """A transport for `TokenClient`. The process is begun at once, so that it is there when it is needed."""
+
+    def __init__(self) -> None:
+        self._server = _Server()
+        self._turn = trio.Lock()
+        self._open_message: bytes | None = None
+        self._waiting = 0
+
+    @property
+    def pid(self) -> int:
+        """The process that has the token now."""
+        return self._server.process.pid
+
+    async def open(self, access: TokenAccess, pin: str, deadline: float) -> None:
+        """Log in. Raises TokenUnavailable, PinRefused, Busy."""
+        self._open_message = pickle.dumps((OPEN, (access, pin), {}), pickle.HIGHEST_PROTOCOL)
+        await self._in_turn(self._open_message, max(deadline, _OPEN_SECONDS))
+
+    async def ask(self, deadline: float, name: str, *args: Any, **named: Any) -> Any:
+        """See Transport."""
+        message = pickle.dumps((name, args, named), pickle.HIGHEST_PROTOCOL)
+        if name == "recover" and self._server.lost:
+            await self._begin_anew(deadline)
+            return None
+        return await self._in_turn(message, deadline)
+
+    async def _in_turn(self, message: bytes, deadline: float) -> Any:
+        if self._waiting >= MAX_WAITING:
+            raise TokenUnavailable(f"the token is too slow: {self._waiting} calls wait for it")
+        with trio.move_on_after(deadline):
+            await self._take_turn()
+            try:
+                return await self._server.ask(message)
+            finally:
+                self._turn.release()
+        raise TokenUnavailable(f"the token did not answer within {deadline:g} s")
+
+    async def _take_turn(self) -> None:
+        try:
+            self._turn.acquire_nowait()
+        except trio.WouldBlock:
+            self._waiting += 1
+            try:
+                await self._turn.acquire()
+            finally:
+                self._waiting -= 1
+
+    async def _begin_anew(self, deadline: float) -> None:
+        """A new process in the place of one that is lost. Raises TokenUnavailable, PinRefused."""
+        log.warning("the token's process does not answer; a new one takes its place")
+        self._server.process.kill()  # whoever waits for it is told, and gives up the turn
+        async with self._turn:
+            self._server.end(_KILL_SECONDS)
+            self._server = _Server()
+        if self._open_message is not None:
+            await self._in_turn(self._open_message, max(deadline, _OPEN_SECONDS))
+
+    def close(self, *, wait: float = 0.0) -> None:
+        """End the process; it is killed if it takes longer than `wait` seconds. Idempotent."""
+        self._server.end(wait)

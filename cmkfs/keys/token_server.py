@@ -1,0 +1,62 @@
+"""The process that makes every PKCS#11 call of a mount: one thread, one request after the other.
+
+It is a program of its own (`python -m cmkfs.keys.token_server FD`), begun fresh, because a PKCS#11 module survives
+no fork. The first request opens the provider; it ends when the daemon closes the socket or dies.
+"""
+
+import ctypes
+import pickle
+import signal
+import socket
+import sys
+from typing import Any, Final
+
+from cmkfs.errors import CmkfsError, TokenUnavailable
+from cmkfs.keys.memory import protect_memory
+from cmkfs.keys.pkcs11 import Pkcs11Provider
+from cmkfs.keys.token_client import perform
+
+LARGEST_MESSAGE: Final = 1 << 20
+OPEN: Final = "open"
+_PR_SET_PDEATHSIG = 1
+
+
+def main(fd: int) -> None:
+    """Answer requests until there are no more."""
+    # A service manager or a terminal signals every process of the group; this one must outlive the daemon's unmount.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    protect_memory()
+    with socket.socket(fileno=fd) as requests:
+        try:
+            serve(requests)
+        except ConnectionError:
+            return  # the daemon ended without waiting for the last answer
+
+
+def serve(requests: socket.socket) -> None:
+    """One provider for one socket."""
+    provider: Pkcs11Provider | None = None
+    while message := requests.recv(LARGEST_MESSAGE):
+        name, args, named = pickle.loads(message)  # noqa: S301 - from the daemon that started this process
+        try:
+            if name == OPEN:
+                access, pin = args
+                provider = access.open(pin, read_write=False)
+                answer: Any = None
+            elif provider is None:
+                raise TokenUnavailable("the token is not open")
+            else:
+                answer = perform(provider, name, *args, **named)
+            reply = (True, answer)
+        except CmkfsError as error:
+            reply = (False, error)
+        except Exception as error:
+            # A module can fail in ways nobody thought of; its errors need not be anything that travels.
+            reply = (False, TokenUnavailable(f"the token failed: {error!r}"))
+        requests.send(pickle.dumps(reply, pickle.HIGHEST_PROTOCOL))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

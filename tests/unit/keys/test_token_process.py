@@ -1,0 +1,141 @@
+"""The token's own process, with a real SoftHSM token: answers, deadlines, and the way back from a hang or a crash."""
+
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+from contract.softhsm_token import LABEL, SoftHsmToken
+
+from cmkfs.errors import Disabled, PinRefused, Tampered, TokenUnavailable
+from cmkfs.keys import embedded
+from cmkfs.keys.access import TokenAccess
+from cmkfs.keys.pin import PinKind, PinSource
+from cmkfs.keys.provider import CmkId
+from cmkfs.keys.token_client import TokenClient
+from cmkfs.keys.token_process import TokenProcess
+
+SECRET, CONTEXT = b"s" * 32, b"context"
+DEADLINE = 10.0
+SHORT = 0.2
+
+
+@pytest.fixture
+def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SoftHsmToken]:
+    made = SoftHsmToken(tmp_path, monkeypatch)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def cmk_id(token: SoftHsmToken) -> CmkId:
+    return token.elsewhere.create("data", "aes-256")
+
+
+def access(token: SoftHsmToken) -> TokenAccess:
+    unused = PinSource(PinKind.ENV, "UNUSED")
+    return TokenAccess(token.module, LABEL, None, unused, embedded.conf_file(token.home))
+
+
+@pytest.fixture
+async def process(token: SoftHsmToken, cmk_id: CmkId) -> AsyncIterator[TokenProcess]:
+    made = TokenProcess()
+    try:
+        await made.open(access(token), token.pin, DEADLINE)
+        yield made
+    finally:
+        made.close(wait=5.0)
+
+
+async def test_it_wraps_and_unwraps(process: TokenProcess, cmk_id: CmkId) -> None:
+    client = TokenClient(process, DEADLINE)
+    version = await client.newest(cmk_id)
+    (wrapped,) = await client.wrap_many(version, [(SECRET, CONTEXT)])
+    assert await client.unwrap(version, wrapped, context=CONTEXT) == SECRET
+    assert (await client.describe(cmk_id)).name == "data"
+    assert (await client.find("data")).cmk_id == cmk_id
+
+
+async def test_errors_arrive_as_what_they_are(process: TokenProcess, cmk_id: CmkId, token: SoftHsmToken) -> None:
+    client = TokenClient(process, DEADLINE)
+    version = await client.newest(cmk_id)
+    (wrapped,) = await client.wrap_many(version, [(SECRET, CONTEXT)])
+    with pytest.raises(Tampered):
+        await client.unwrap(version, wrapped, context=b"another")
+    token.elsewhere.set_enabled(cmk_id, False)
+    with pytest.raises(Disabled) as refused:
+        await client.unwrap(version, wrapped, context=CONTEXT)
+    assert refused.value.next_step == "cmkfs cmk enable data"
+
+
+async def test_what_no_provider_knows_is_an_error_and_not_the_end(process: TokenProcess, cmk_id: CmkId) -> None:
+    with pytest.raises(TokenUnavailable, match="AttributeError"):
+        await process.ask(DEADLINE, "no_such_call")
+    await TokenClient(process, DEADLINE).canary(cmk_id)
+
+
+async def test_a_wrong_pin_is_refused(token: SoftHsmToken, cmk_id: CmkId) -> None:
+    process = TokenProcess()
+    try:
+        with pytest.raises(PinRefused):
+            await process.open(access(token), "9999", DEADLINE)
+    finally:
+        process.close(wait=5.0)
+
+
+async def test_calls_behind_a_hanging_one_end_at_their_deadlines(process: TokenProcess, cmk_id: CmkId) -> None:
+    client = TokenClient(process, SHORT)
+    late = 0
+
+    async def ask() -> None:
+        nonlocal late
+        with pytest.raises(TokenUnavailable, match=r"did not answer within 0\.2 s"):
+            await client.canary(cmk_id)
+        late += 1
+
+    os.kill(process.pid, signal.SIGSTOP)
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(ask)
+    assert late == 5
+    os.kill(process.pid, signal.SIGCONT)
+    # The answer that nobody waited for is not taken for the next one's.
+    assert (await TokenClient(process, DEADLINE).find("data")).cmk_id == cmk_id
+
+
+async def test_recover_replaces_a_process_that_hangs(process: TokenProcess, cmk_id: CmkId) -> None:
+    old = process.pid
+    os.kill(old, signal.SIGSTOP)
+    with pytest.raises(TokenUnavailable):
+        await TokenClient(process, SHORT).canary(cmk_id)
+    await TokenClient(process, DEADLINE).recover()
+    assert process.pid != old
+    await TokenClient(process, DEADLINE).canary(cmk_id)
+    with pytest.raises(ProcessLookupError):
+        os.kill(old, 0)
+
+
+async def test_recover_replaces_a_process_that_a_module_crashed(process: TokenProcess, cmk_id: CmkId) -> None:
+    client = TokenClient(process, DEADLINE)
+    os.kill(process.pid, signal.SIGSEGV)
+    with pytest.raises(TokenUnavailable):
+        await client.canary(cmk_id)
+    await client.recover()
+    await client.canary(cmk_id)
+
+
+async def test_recover_of_one_that_answers_keeps_it(process: TokenProcess, cmk_id: CmkId) -> None:
+    client, old = TokenClient(process, DEADLINE), process.pid
+    await client.recover()
+    await client.canary(cmk_id)
+    assert process.pid == old
+
+
+async def test_a_batch_of_wraps_is_cut_short_and_never_empty(process: TokenProcess, cmk_id: CmkId) -> None:
+    client = TokenClient(process, DEADLINE)
+    version = await client.newest(cmk_id)
+    made = await client.wrap_many(version, [(SECRET, CONTEXT)] * 5000)
+    assert 1 <= len(made) < 5000
+    assert len(set(made)) == len(made)
