@@ -4,7 +4,7 @@ A CMK is one AES-256 secret key per version (`pkcs11_objects`). Its state is not
 it *is* the keys' usage attributes, so the token itself refuses, whoever asks. A secret is wrapped with
 C_Encrypt and AES-GCM: `iv (12) ‖ ciphertext (32) ‖ tag (16)`, the context as associated data.
 
-Construct a provider in the thread that will use it and after the last fork (`keys.worker.TokenWorker`).
+Construct a provider in the thread that will use it and after the last fork (`keys.token_server`).
 """
 
 import secrets

@@ -1,8 +1,8 @@
 """What cmkfs needs of a token, and nothing more.
 
 Two protocols: `KeyProvider` is what a mount uses (a read-only session), `KeyAdmin` what the commands
-use that change keys. Every call blocks; a mount makes them all through `keys.worker.TokenWorker`,
-which has one thread for them (facts 1 to 3 of docs/adr/0003: SoftHSM does not survive more).
+use that change keys. Every call blocks; a mount has them made by a process of its own (`keys.token_process`),
+which has one thread (facts 1 to 3 of docs/adr/0003: SoftHSM does not survive more).
 
 Errors are a closed set: `Disabled`, `CmkNotFound`, `Tampered`, `TokenUnavailable`, `KeyDenied`,
 `PinRefused` from `cmkfs.errors`. Everything else that a module says is mapped to one of them.
