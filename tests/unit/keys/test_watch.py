@@ -170,6 +170,7 @@ async def test_it_looks_twice_within_the_bound(watched: Watched, mock_clock: tri
             await trio.testing.wait_all_tasks_blocked()
             mock_clock.jump(BOUND / 2 + 0.001)
             await until(lambda wanted=number: calls["canary"] == wanted)  # type: ignore[misc]
+            await until(lambda: not watched.watch._looking.locked())  # it sleeps again when the clock jumps next
         await until(lambda: calls["policy"] == 2)
         nursery.cancel_scope.cancel()
 
