@@ -17,8 +17,8 @@ from cmkfs.fs.inodes import ROOT_INO, Ino, Inode, InodeTable
 @pytest.fixture
 def table(tmp_path: Path) -> Iterator[InodeTable]:
     backing = Backing(tmp_path, read_only=False)
-    made = InodeTable(backing, max_dir_fds=3)
     before = open_descriptors()
+    made = InodeTable(backing, max_dir_fds=3)
     yield made
     made.close()
     assert open_descriptors() == before
