@@ -48,3 +48,5 @@ class Roster:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+            # mmap keeps a descriptor of its own, which goes with the last view.
+            self._numbers = memoryview(bytearray(self._places * NUMBER_SIZE)).cast("Q")

@@ -107,7 +107,7 @@ async def test_a_failed_sync_leaves_all_of_its_files_dirty(counting: Harness, co
     await counting.mounted.settler.settle_all()
     assert len(counting.mounted.settler.dirty) == count
     warnings = (await ControlAnswers(counting.mounted).handlers()["status"]({}))["warnings"]
-    assert warnings == [f"{count} files could not be made durable"]
+    assert f"{count} files could not be made durable" in warnings
 
 
 async def test_what_is_written_during_the_sync_stays_dirty(counting: Harness) -> None:
