@@ -23,6 +23,7 @@ EXIT_INTERRUPTED = 130
 
 _COMMANDS: Mapping[str, str] = {
     "audit": "cmkfs.cli.audit:group",
+    "check": "cmkfs.cli.check:check",
     "cmk": "cmkfs.cli.cmk:group",
     "info": "cmkfs.cli.info:info",
     "init": "cmkfs.cli.init:init",

@@ -22,7 +22,7 @@ def places(home: Home, vault: Path, mountpoint: Path) -> tuple[Path, Path]:
     Raises NotFound, NotAVault, UsageError (one inside the other), Busy (mounted already), CmkfsError
     (no directory, not empty).
     """
-    real_vault = _vault(vault)
+    real_vault = existing_vault(vault)
     where = resolved(mountpoint)
     _require_apart(real_vault, Path(where))
     _require_not_mounted(home, where)
@@ -45,7 +45,8 @@ def fuse(options: MountOptions) -> None:
         )
 
 
-def _vault(path: Path) -> Path:
+def existing_vault(path: Path) -> Path:
+    """The vault, resolved. Raises NotFound, NotAVault."""
     if not path.exists():
         raise NotFound(f"{path} does not exist", hint="cmkfs init VAULT --cmk NAME")
     if not (path / VAULT_FILE).is_file():

@@ -34,8 +34,8 @@ class Ownership:
         self._vault = vault
         self._fd = -1
 
-    def take(self, mountpoint: Path, *, break_lock: bool) -> None:
-        """Become the owner. Raises Busy if another process lives, or if the owner was on another host."""
+    def take(self, mountpoint: Path | None, *, break_lock: bool) -> None:
+        """Become the owner; `mountpoint` None: for a check. Raises Busy if another lives, or was on another host."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         self._fd = os.open(OWNER_FILE, flags, 0o600, dir_fd=self._backing.root_fd)
         try:
@@ -43,11 +43,13 @@ class Ownership:
             self._lock(self._read())
             owner = self._read()
             if owner and owner.get("host") != host_id() and not break_lock:
+                again = f"check --break-lock {self._vault}" if mountpoint is None else ""
+                again = again or f"mount --break-lock {self._vault} {mountpoint}"
                 raise Busy(
                     f"{self._vault} is mounted by {_who(owner)}, or was when that host went down",
-                    hint=f"if that host is down: cmkfs mount --break-lock {self._vault} {mountpoint}",
+                    hint=f"if that host is down: cmkfs {again}",
                 )
-            facts = {"host": host_id(), "pid": os.getpid(), "mountpoint": str(mountpoint)}
+            facts = {"host": host_id(), "pid": os.getpid(), "mountpoint": str(mountpoint or "")}
             data = json.dumps(facts).encode()
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, data, 0)
@@ -61,6 +63,10 @@ class Ownership:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             mountpoint = owner.get("mountpoint", "MOUNTPOINT")
+            if not mountpoint:
+                raise Busy(
+                    f"{self._vault} is being checked by {_who(owner)}", hint="the same when it is done"
+                ) from None
             raise Busy(
                 f"{self._vault} is mounted already by {_who(owner)}", hint=f"cmkfs umount {mountpoint}"
             ) from None

@@ -2,12 +2,14 @@
 
 import os
 import stat
+import struct
 from pathlib import Path
 
 from cmkfs.crypto.zonekeys import SessionSeal, ZoneKeys
 from cmkfs.errors import Damaged, NotAVault
 from cmkfs.format import b64
 from cmkfs.format.vault import (
+    SESSION_BODY,
     SESSION_SLOT,
     Session,
     SessionState,
@@ -102,6 +104,16 @@ class VaultDir:
             return _read_file(name, _LARGEST_RECORD, dir_fd=self._backing.root_fd)
         except OSError as error:
             raise Damaged(f"the vault has no {name}") from error
+
+
+def session_says_open(backing: Backing) -> bool:
+    """What the newest slot of the session record says, *not authenticated*; open, if it cannot be read."""
+    try:
+        data = _read_file(SESSION_FILE, _LARGEST_RECORD, dir_fd=backing.root_fd)
+        slots = [Session.from_body(data[at : at + SESSION_BODY]) for at in (0, SESSION_SLOT)]
+    except (Damaged, OSError, struct.error):
+        return True
+    return max(slots, key=lambda slot: slot.sequence).state is SessionState.OPEN
 
 
 def _read_file(path: Path | str, limit: int, dir_fd: int | None = None) -> bytes:

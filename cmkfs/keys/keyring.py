@@ -20,7 +20,7 @@ from cmkfs.keys.dekcache import DekCache
 from cmkfs.keys.policies import Policies, Request
 from cmkfs.keys.pool import DekPool, NewFile, random_id
 from cmkfs.keys.provider import SECRET_SIZE
-from cmkfs.keys.token_client import TokenClient
+from cmkfs.keys.token_client import TokenClient, WrappedSecret
 from cmkfs.keys.zone import Zone, ZoneState
 from cmkfs.policy import Action
 
@@ -125,17 +125,50 @@ class Keyring:
         raise failure or Damaged("a file that is wrapped under no CMK of its zone")
 
     async def _unwrap_one(self, zone: Zone, identity: Identity, recipient: Recipient) -> bytearray:
-        version = recipient.version
-        context = WrapContext(
-            WrapKind.FILE, self.vault.vault_hash, zone.zone_id, identity.file_id, identity.commitment
-        ).to_bytes(version)
+        version, wrapped, context = self._request(zone, identity, recipient)
         self.unwraps += 1
         try:
-            return await self.token.unwrap(version, recipient.wrapped, context=context)
+            return await self.token.unwrap(version, wrapped, context=context)
         except CmkNotFound as error:
             # Gone, or never there: a header can name any version.
             await self.token.canary(zone.cmk_id)
             raise Damaged("a file that is wrapped under a version that the CMK does not have") from error
+
+    def _request(self, zone: Zone, identity: Identity, recipient: Recipient) -> WrappedSecret:
+        context = WrapContext(
+            WrapKind.FILE, self.vault.vault_hash, zone.zone_id, identity.file_id, identity.commitment
+        ).to_bytes(recipient.version)
+        return recipient.version, recipient.wrapped, context
+
+    async def deks(self, zone: Zone, identities: list[Identity]) -> list[bytearray | Damaged]:
+        """The DEKs of many files in few token calls, or what is wrong with their headers.
+
+        For `check`, which opens content in other processes; the caller wipes them. Raises Disabled, TokenUnavailable.
+        """
+        zone.check()
+        requests = {
+            number: self._request(zone, identity, recipient)
+            for number, identity in enumerate(identities)
+            for recipient in identity.recipients[:1]
+            if recipient.version.cmk_id == zone.cmk_id and recipient.version.usable
+        }
+        opened: dict[int, bytearray] = {}
+        waiting = list(requests)
+        while waiting:
+            secrets = await self.token.unwrap_many([requests[number] for number in waiting])
+            self.unwraps += len(secrets)
+            for number, secret in zip(waiting, secrets, strict=False):
+                if secret is not None:
+                    opened[number] = secret
+            waiting = waiting[len(secrets) :]
+        return [opened.get(number) or await self._dek(zone, identity) for number, identity in enumerate(identities)]
+
+    async def _dek(self, zone: Zone, identity: Identity) -> bytearray | Damaged:
+        """One by one where the first recipient did not do."""
+        try:
+            return await self._unwrap_any(zone, identity)
+        except Damaged as error:
+            return error
 
     async def _prepare(self, zone: Zone, count: int) -> list[NewFile]:
         """Up to `count` new files, with a token call each. Raises Disabled, TokenUnavailable, …"""

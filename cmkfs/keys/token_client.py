@@ -10,12 +10,17 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from cmkfs.audit.chain import Head
+from cmkfs.errors import CmkNotFound, Damaged
 from cmkfs.format.recipient import CmkId, CmkVersion
 from cmkfs.keys.provider import Cmk, KeyProvider, TokenInfo
 from cmkfs.keys.worker import TokenWorker
 
 BATCH_SECONDS: Final = 0.02
 """A batch of wraps ends after this, so that with a slow token nothing waits behind more than one of them."""
+
+
+WrappedSecret = tuple[CmkVersion, bytes, bytes]
+"""What an unwrap needs: version, wrapped bytes, context."""
 
 
 class Transport(Protocol):
@@ -27,9 +32,11 @@ class Transport(Protocol):
 
 
 def perform(provider: KeyProvider, name: str, *args: Any, **named: Any) -> Any:
-    """One call: a method of the provider, or `wrap_many`."""
+    """One call: a method of the provider, `wrap_many`, or `unwrap_many`."""
     if name == "wrap_many":
         return wrap_many(provider, *args, **named)
+    if name == "unwrap_many":
+        return unwrap_many(provider, *args, **named)
     return getattr(provider, name)(*args, **named)
 
 
@@ -42,6 +49,20 @@ def wrap_many(provider: KeyProvider, version: CmkVersion, wanted: Sequence[tuple
         if time.monotonic() - began > BATCH_SECONDS:
             break
     return wrapped
+
+
+def unwrap_many(provider: KeyProvider, wanted: Sequence[WrappedSecret]) -> list[bytes | None]:
+    """Unwrap secrets, None for one that does not open; fewer than asked for if that takes long, never none."""
+    began = time.monotonic()
+    secrets: list[bytes | None] = []
+    for version, wrapped, context in wanted:
+        try:
+            secrets.append(bytes(provider.unwrap(version, wrapped, context=context)))
+        except (Damaged, CmkNotFound):
+            secrets.append(None)  # asked for again by itself, which tells why
+        if time.monotonic() - began > BATCH_SECONDS:
+            break
+    return secrets
 
 
 class TokenClient:
@@ -60,6 +81,11 @@ class TokenClient:
         """The first of the (secret, context) pairs, wrapped: as many as a short while allows, never none."""
         wrapped: list[bytes] = await self._ask("wrap_many", version, list(wanted))
         return wrapped
+
+    async def unwrap_many(self, wanted: Sequence[WrappedSecret]) -> list[bytearray | None]:
+        """The first of the wrapped secrets: as many as a short while allows, never none. None: it does not open."""
+        secrets: list[bytes | None] = await self._ask("unwrap_many", list(wanted))
+        return [None if secret is None else bytearray(secret) for secret in secrets]
 
     async def newest(self, cmk_id: CmkId) -> CmkVersion:
         """The version that wraps now."""

@@ -19,7 +19,10 @@ import trio
 from cmkfs.errors import CmkfsError
 from cmkfs.format.header import SLOT_OFFSETS, SLOT_SIZE
 from cmkfs.format.layout import BLOCK, PAGE
+from cmkfs.maintenance.findings import Remedy, Report
+from cmkfs.maintenance.readers import Readers
 
+from .checking import check, repair
 from .harness import ROOT, Harness, Program
 
 Names = tuple[bytes, ...]
@@ -242,19 +245,24 @@ class Forger:
 
     def attempt(self, seed: int) -> None:
         """Raises Forgery."""
+        name, licence = self.change(seed)
+        try:
+            seen = trio.run(self.read)
+            compare(self.stored, self.older, seen, licence)
+        except BaseException as error:
+            error.add_note(f"seed {seed}: {name}")
+            raise
+
+    def change(self, seed: int) -> tuple[str, "Licence"]:
+        """Put the vault back, and make the change of this seed, the same one each time; gives its name."""
         rng = random.Random(seed)
         shutil.rmtree(self._work)
         shutil.copytree(self._new, self._work, symlinks=True)
         change = rng.choice(CHANGES)
-        licence = change(self, rng)
-        try:
-            seen = trio.run(self._read)
-            compare(self.stored, self.older, seen, licence)
-        except BaseException as error:
-            error.add_note(f"seed {seed}: {change.__name__}")
-            raise
+        return change.__name__, change(self, rng)
 
-    async def _read(self) -> Tree:
+    async def read(self) -> Tree:
+        """All that a mount of the vault as it is now gives; nothing, if it does not mount."""
         try:
             await self.harness.mount()
         except (CmkfsError, OSError):
@@ -559,3 +567,74 @@ CHANGES: list[Callable[[Forger, random.Random], Licence]] = [
     change_the_kind,
     add_something,
 ]
+
+
+# -- What check and repair make of it --------------------------------------------------------------
+
+
+def refusals(tree: Tree) -> list[Names]:
+    """Where a reader met an error; an attribute that is not there is none."""
+    return [path for path, seen in tree.items() if isinstance(seen, Error) or _refused(seen)]
+
+
+def _refused(seen: Seen) -> bool:
+    values = [*seen.blocks, seen.target, *seen.xattrs.values()]
+    gone = os.strerror(errno.ENODATA)
+    return any(isinstance(value, Error) and gone not in value.why for value in values)
+
+
+def check_and_repair(forger: Forger, readers: Readers, seed: int) -> str:
+    """One change: `check` sees what a reader sees, `--repair` ends clean and keeps all that was read.
+
+    Gives what came of it: `hidden` (nothing to see), `mended`, `refused` (no vault any more, and said so). Raises
+    Forgery.
+    """
+    name, _ = forger.change(seed)
+    try:
+        before = trio.run(forger.read)
+        forger.change(seed)
+        try:
+            found = check(forger.harness, readers)
+            mended, actions = repair(forger.harness, readers)
+        except CmkfsError as error:
+            if before:
+                raise Forgery(f"mounts, but is not checked: {error}") from error
+            return "refused"
+        if any(finding.remedy is Remedy.NONE for finding in mended.damage) and not before:
+            return "refused"
+        _compare_repaired(forger, before, found, mended)
+        if not found.damage:
+            return "hidden"
+        if not actions:
+            raise Forgery("mended without a word")
+        return "mended"
+    except BaseException as error:
+        error.add_note(f"seed {seed}: {name}")
+        raise
+
+
+def _compare_repaired(forger: Forger, before: Tree, found: Report, mended: Report) -> None:
+    if (refusals(before) or not before) and not found.damage:
+        raise Forgery(f"check did not find why {refusals(before)} cannot be read")
+    if mended.damage or mended.notes:
+        raise Forgery(f"not clean after the repair: {[finding.line for finding in mended.damage + mended.notes]}")
+    after = trio.run(forger.read)
+    if not after or refusals(after):
+        raise Forgery(f"cannot be read after the repair: {refusals(after)}")
+    known = {block for tree in (forger.stored, forger.older) for seen in tree.values() for block in _pieces(seen)}
+    for path, seen in after.items():
+        for block in _pieces(seen):
+            if block.strip(b"\0") and not any(one.startswith(block) for one in known):
+                raise Forgery(f"{path} holds what was never stored after the repair")
+    kept = {block for seen in after.values() for block in _pieces(seen)}
+    for path, seen in before.items():
+        lost = [block[:8] for block in _pieces(seen) if block.strip(b"\0") and block not in kept]
+        if lost:
+            raise Forgery(f"{path} could be read before the repair, and now cannot: {lost}")
+
+
+def _pieces(seen: Seen | Error) -> list[bytes]:
+    """What a reader got of one object."""
+    if isinstance(seen, Error):
+        return []
+    return [value for value in [*seen.blocks, seen.target, *seen.xattrs.values()] if isinstance(value, bytes)]

@@ -1,0 +1,136 @@
+"""`cmkfs check`: a vault looked at, and mended, without mounting it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import click
+import trio
+
+from cmkfs import config
+from cmkfs.cli import progress
+from cmkfs.cli.options import PATH, Command, json_option
+from cmkfs.cli.output import facts
+from cmkfs.cli.preflight import existing_vault
+from cmkfs.errors import EXIT_DAMAGED, EXIT_KEY, CmkfsError, KeyUnavailable, NotFound
+from cmkfs.format.layout import PAGE
+from cmkfs.fs.backing import Backing
+from cmkfs.fs.ownership import Ownership
+from cmkfs.fs.vaultdir import read_vault_file
+from cmkfs.home import Home
+from cmkfs.keys.access import TokenAccess
+from cmkfs.keys.worker import TokenWorker
+from cmkfs.maintenance.check import Access, Check
+from cmkfs.maintenance.findings import Report
+from cmkfs.maintenance.lost import Action, free_owner
+from cmkfs.maintenance.readers import Readers
+from cmkfs.maintenance.repair import Repair
+
+_SHOWN = 50
+"""Findings that are printed; `--json` has them all."""
+
+
+@click.command(cls=Command, epilog="Example: cmkfs check ~/vault")
+@click.argument("vault", type=PATH)
+@click.option("--repair", is_flag=True, help="Bring the vault to one that checks clean; deletes nothing.")
+@click.option("--break-lock", is_flag=True, help="Take over a vault whose owner died on another host.")
+@json_option
+def check(vault: Path, repair: bool, break_lock: bool, as_json: bool) -> int:
+    """Read every header, name and block of VAULT without mounting it, and say what is damaged.
+
+    With --repair: what can be read is saved, what cannot is moved to cmkfs.lost in the vault.
+    """
+    path = existing_vault(vault)
+    with (
+        _owned(path, repair=repair, break_lock=break_lock) as backing,
+        Readers() as readers,
+        _opened(path, backing) as access,
+    ):
+        checking = Check(access, readers)
+        try:
+            with progress.shown(lambda: _far(checking.report)):
+                actions = _run(checking, repair=repair)
+        finally:
+            checking.close()
+    report = checking.report
+    document = {
+        "vault": str(path),
+        **report.facts(),
+        "repaired": [action.facts() for action in actions] if repair else None,
+    }
+    facts(document, _lines(report, actions if repair else None), as_json=as_json)
+    if report.locked:
+        return EXIT_KEY
+    return EXIT_DAMAGED if report.damage else 0
+
+
+@contextmanager
+def _owned(path: Path, *, repair: bool, break_lock: bool) -> Iterator[Backing]:
+    """The vault's directory, which nobody else uses meanwhile. Raises Busy."""
+    read_only = bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    if read_only and repair:
+        raise CmkfsError(f"{path} lies on a read-only filesystem", hint="mount it writable, or copy the vault")
+    backing = Backing(path, read_only=read_only)
+    try:
+        if repair:
+            free_owner(backing)
+        ownership = Ownership(backing, path)
+        if not read_only:
+            ownership.take(None, break_lock=break_lock)
+        try:
+            yield backing
+        finally:
+            ownership.release(clean=True)
+    finally:
+        backing.close()
+
+
+@contextmanager
+def _opened(path: Path, backing: Backing) -> Iterator[Access]:
+    """The token too, as far as it is there: without it the structure can be looked at."""
+    home = Home.from_environment()
+    settings = config.load(home.config_file)
+    deadline, worker = settings.token.deadline, TokenWorker()
+    provider, why_not = None, ""
+    try:
+        try:
+            access = TokenAccess.of(settings, home)
+            provider = worker.run(partial(access.open, access.read_pin(), read_write=False), deadline=max(deadline, 10))
+        except (KeyUnavailable, NotFound) as error:
+            why_not = str(error)
+        yield Access(backing, read_vault_file(path), provider, why_not, worker, deadline)
+    finally:
+        if provider is not None:
+            worker.run(provider.close, deadline=deadline)
+        worker.close(wait=1.0)
+
+
+def _run(checking: Check, *, repair: bool) -> list[Action]:
+    if repair:
+        return trio.run(Repair(checking).run)
+    trio.run(checking.run)
+    return []
+
+
+def _far(report: Report) -> str:
+    """How far it is."""
+    mib = report.blocks * PAGE >> 20
+    return f"checking: {report.directories} directories, {report.files} files, {mib} MiB, {len(report.damage)} damaged"
+
+
+def _lines(report: Report, actions: list[Action] | None) -> list[str]:
+    lines = [action.line for action in actions or []]
+    lines += [finding.line for finding in report.damage[:_SHOWN]]
+    if len(report.damage) > _SHOWN:
+        lines.append(f"… and {len(report.damage) - _SHOWN} more (--json)")
+    lines += [f"only the structure was checked: {why}" for why in report.locked]
+    if report.recovery_pending:
+        lines.append("the last session was not closed; the next mount recovers it, which is no damage")
+    lines += [f"note: {finding.line}" for finding in report.notes[:_SHOWN]]
+    if report.put_away:
+        lines.append(f"note: {report.put_away} things lie in cmkfs.lost of the vault")
+    counts = f"{report.directories} directories, {report.files} files, {report.blocks} blocks"
+    result = f"{len(report.damage)} damaged" if report.damage else "no damage"
+    return [*lines, f"{counts}: {result}"]

@@ -1,0 +1,49 @@
+"""`cmkfs check` and `--repair` on the vault of a harness, which is not mounted meanwhile."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import trio
+
+from cmkfs.fs.backing import Backing
+from cmkfs.fs.vaultdir import read_vault_file
+from cmkfs.keys.worker import TokenWorker
+from cmkfs.maintenance.check import Access, Check
+from cmkfs.maintenance.findings import Report
+from cmkfs.maintenance.lost import Action, free_owner
+from cmkfs.maintenance.readers import Readers
+from cmkfs.maintenance.repair import Repair
+
+from .harness import Harness
+
+
+@contextmanager
+def checking(harness: Harness, readers: Readers, *, keys: bool = True) -> Iterator[Check]:
+    """A check of the harness' vault as the command makes it."""
+    backing, worker = Backing(harness.vault, read_only=False), TokenWorker()
+    provider = harness.token.elsewhere if keys else None
+    descriptors = os.listdir("/proc/self/fd")
+    check = Check(Access(backing, read_vault_file(harness.vault), provider, "no token", worker, 5.0), readers)
+    try:
+        yield check
+    finally:
+        check.close()
+        worker.close(wait=1.0)
+        left = set(os.listdir("/proc/self/fd")) - set(descriptors)
+        backing.close()
+    assert not left, f"descriptors left open: {left}"
+
+
+def check(harness: Harness, readers: Readers, *, keys: bool = True) -> Report:
+    """`cmkfs check`."""
+    with checking(harness, readers, keys=keys) as one:
+        return trio.run(one.run)
+
+
+def repair(harness: Harness, readers: Readers) -> tuple[Report, list[Action]]:
+    """`cmkfs check --repair`."""
+    with checking(harness, readers) as one:
+        free_owner(one.access.backing)
+        actions = trio.run(Repair(one).run)
+        return one.report, actions
