@@ -1,5 +1,6 @@
 """The vault's own records on disk: vault file, zone record, list of zones, session (docs/format.md, 2, 3, 5, 9)."""
 
+import errno
 import os
 import stat
 import struct
@@ -35,6 +36,10 @@ def read_vault_file(vault: Path) -> VaultFile:
         return VaultFile.from_bytes(_read_file(vault / VAULT_FILE, _LARGEST_VAULT_FILE))
     except (FileNotFoundError, NotADirectoryError):
         raise NotAVault(f"{vault} is not a vault") from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise Damaged(f"{vault / VAULT_FILE} is no regular file") from None
+        raise
 
 
 def read_zone_record(dir_fd: int) -> ZoneRecord:

@@ -95,8 +95,17 @@ class Mender:
     def _new_name(self, finding: Finding, found: os.stat_result) -> None:
         """Whole, but under a name that nobody can read."""
         assert finding.parent is not None
+        if finding.path.endswith(b"/?" + finding.entry) and self._readable(finding.parent, finding.entry):
+            return  # its directory has its own id again
         name = self._move(finding, found, finding.parent)
         self._tell(finding, f"is called {os.fsdecode(name)} now")
+
+    def _readable(self, parent: Inode, entry: bytes) -> bool:
+        try:
+            plain_name(self._vault.directories.of(parent), self._dir(parent), entry)
+        except (Damaged, OSError):
+            return False
+        return True
 
     def _to_its_zone(self, finding: Finding, found: os.stat_result) -> None:
         """To the root of the zone that its id or header names, if that is one of this vault."""
@@ -249,6 +258,11 @@ class Mender:
     async def _replace(self, finding: Finding, source: Source, found: os.stat_result) -> None:
         assert finding.parent is not None
         parent = finding.parent
+        places = self._check.report.links.get(found.st_ino) or [
+            Place(parent, finding.entry, finding.path, named=not finding.path.endswith(b"/?" + finding.entry))
+        ]
+        for place in places:
+            self._vault.directories.of(place.parent)  # before anything is done: one that has no id now gets it first
         temporary = TEMPORARY_PREFIX + random_id().hex().encode()
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(temporary, flags, 0o600, dir_fd=self._dir(parent))
@@ -258,9 +272,6 @@ class Mender:
         except BaseException:
             os.unlink(temporary, dir_fd=self._dir(parent))
             raise
-        places = self._check.report.links.get(found.st_ino) or [
-            Place(parent, finding.entry, finding.path, named=not finding.path.rpartition(b"/")[2].startswith(b"?"))
-        ]
         done = []
         for place in places:
             put = self._lost.put(self._dir(place.parent), place.entry, path_of(place.parent), finding.what)

@@ -122,20 +122,23 @@ class Survey:
     def _authenticated(self, inode: Inode, place: Place) -> Directory | None:
         directories = self._vault.directories
         try:
+            if inode.places and place.parent.directory is None:
+                # Where it hangs cannot be judged before its parent has its id again; its own names can be read.
+                return directories.claim(inode)
             return directories.of(inode)
         except KeyUnavailable as error:
             self._lock(error)
         except Damaged as error:
-            self._misplaced(inode, place, error)
+            return self._misplaced(inode, place, error)
         return None
 
-    def _misplaced(self, inode: Inode, place: Place, error: Damaged) -> None:
-        """Why a directory is not what should be there decides what can be done."""
+    def _misplaced(self, inode: Inode, place: Place, error: Damaged) -> Directory | None:
+        """Why it is not what should be there decides what can be done. What its id opens is read all the same."""
         try:
             claim = self._vault.directories.claim(inode)
         except (Damaged, KeyUnavailable):
             self._damage(Remedy.NEW_ID, place, str(error))
-            return
+            return None
         parent = place.parent.directory
         if str(error).startswith("two directories"):
             self._damage(Remedy.NEW_ID, place, str(error))
@@ -143,6 +146,7 @@ class Survey:
             self._damage(Remedy.OTHER_ZONE, place, str(error))
         else:
             self._damage(Remedy.NEW_NAME, place, str(error))
+        return claim
 
     def _is_zone_root(self, inode: Inode, directory: Directory | None) -> bool:
         if inode is not self._vault.inodes.root and not (directory and self._vault.directories.is_zone_root(directory)):
@@ -238,10 +242,8 @@ class Survey:
             if opened is None:
                 return
             zone = self._zone_of(opened, directory)
-        except UnknownFormat as error:
-            self._damage(Remedy.NONE, place, str(error))
-            return
-        except (Damaged, OSError) as error:
+        except (Damaged, UnknownFormat, OSError) as error:
+            # A format that the vault does not announce is nothing that a newer version wrote.
             self._damage(Remedy.PUT_AWAY, place, str(error))
             return
         if zone is None:

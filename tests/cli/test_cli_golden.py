@@ -12,7 +12,7 @@ POLICY = '[[rule]]\nid = "all"\neffect = "allow"\nwho = ["uid:0"]\nactions = ["*
 
 COMMANDS = [
     "token init", "token list", "token backup", "token restore", "cmk create", "cmk list", "cmk show",
-    "cmk disable", "cmk enable", "init", "mount", "umount", "lock", "unlock", "status", "info",
+    "cmk disable", "cmk enable", "init", "mount", "umount", "lock", "unlock", "status", "info", "check",
     "policy set", "policy unset", "policy show", "policy check",
 ]  # fmt: skip
 
@@ -77,6 +77,8 @@ GOLDEN = {
         2,
         "cmkfs: file:1: unknown field 'x'; a policy has [[rule]] only",
     ),
+    "check nowhere": (7, "cmkfs: nowhere does not exist; try: cmkfs init VAULT --cmk NAME"),
+    "check full": (7, "cmkfs: full is not a vault: it has no cmkfs.vault; try: cmkfs init VAULT --cmk NAME"),
     "mount nowhere mp": (7, "cmkfs: nowhere does not exist; try: cmkfs init VAULT --cmk NAME"),
     "mount full mp": (
         7,

@@ -1,8 +1,10 @@
 """`cmkfs check` and `--repair` on the vault of a harness, which is not mounted meanwhile."""
 
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import trio
 
@@ -15,7 +17,7 @@ from cmkfs.maintenance.lost import Action, free_owner
 from cmkfs.maintenance.readers import Readers
 from cmkfs.maintenance.repair import Repair
 
-from .harness import Harness
+from .harness import Harness, Program
 
 
 @contextmanager
@@ -47,3 +49,20 @@ def repair(harness: Harness, readers: Readers) -> tuple[Report, list[Action]]:
         free_owner(one.access.backing)
         actions = trio.run(Repair(one).run)
         return one.report, actions
+
+
+def session(harness: Harness, work: Callable[[Program], object] | None = None) -> None:
+    """Mount, work, unmount."""
+
+    async def run() -> None:
+        await harness.mount()
+        if work is not None:
+            await work(harness.program)  # type: ignore[misc]
+        await harness.unmount()
+
+    trio.run(run)
+
+
+def files(top: Path) -> list[Path]:
+    found = (Path(at, name) for at, _, names in os.walk(top) if "cmkfs." not in at for name in names)
+    return sorted(path for path in found if stat.S_ISREG(path.lstat().st_mode) and path.name[:6] != "cmkfs.")

@@ -1,10 +1,13 @@
 """P2 in the small: random changes to a vault at rest, made without a key. `scripts/forge` does it at length."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 
-from .forger import CHANGES, Error, Forger, Forgery, Licence, Seen, compare
+from cmkfs.maintenance.readers import Readers
+
+from .forger import CHANGES, Error, Forger, Forgery, Licence, Seen, check_and_repair, compare
 from .harness import scratch
 
 
@@ -47,3 +50,16 @@ def test_the_comparison_sees(seen: Seen) -> None:
     with pytest.raises(Forgery):
         compare(stored, stored, {(b"b",): stored[(b"a",)]}, Licence())
     compare(stored, stored, {(b"a",): Error("EIO")}, Licence())
+
+
+@pytest.fixture(scope="module")
+def readers() -> Iterator[Readers]:
+    with Readers() as made:
+        yield made
+
+
+@pytest.mark.parametrize("first", range(0, 150, 50))
+def test_check_finds_each_change_and_repair_ends_clean(forger: Forger, readers: Readers, first: int) -> None:
+    outcomes = Counter(check_and_repair(forger, readers, seed) for seed in range(first, first + 50))
+    assert outcomes["mended"] > 25
+    assert outcomes["refused"] < 10
