@@ -2,8 +2,9 @@
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import trio
@@ -25,16 +26,25 @@ def checking(harness: Harness, readers: Readers, *, keys: bool = True) -> Iterat
     """A check of the harness' vault as the command makes it."""
     backing, worker = Backing(harness.vault, read_only=False), TokenWorker()
     provider = harness.token.elsewhere if keys else None
-    descriptors = os.listdir("/proc/self/fd")
+    before = open_below(harness.vault)
     check = Check(Access(backing, read_vault_file(harness.vault), provider, "no token", worker, 5.0), readers)
     try:
         yield check
     finally:
         check.close()
         worker.close(wait=1.0)
-        left = set(os.listdir("/proc/self/fd")) - set(descriptors)
+        left = open_below(harness.vault) - before
         backing.close()
     assert not left, f"descriptors left open: {left}"
+
+
+def open_below(top: Path) -> Counter[str]:
+    """What this process has open in `top`."""
+    found: Counter[str] = Counter()
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the one that lists them
+            found[os.readlink(f"/proc/self/fd/{fd}")] += 1
+    return Counter({path: count for path, count in found.items() if path.startswith(str(top))})
 
 
 def check(harness: Harness, readers: Readers, *, keys: bool = True) -> Report:
