@@ -24,10 +24,11 @@ from .harness import Harness, Program
 @contextmanager
 def checking(harness: Harness, readers: Readers, *, keys: bool = True) -> Iterator[Check]:
     """A check of the harness' vault as the command makes it."""
+    vault = read_vault_file(harness.vault)
     backing, worker = Backing(harness.vault, read_only=False), TokenWorker()
     provider = harness.token.elsewhere if keys else None
     before = open_below(harness.vault)
-    check = Check(Access(backing, read_vault_file(harness.vault), provider, "no token", worker, 5.0), readers)
+    check = Check(Access(backing, vault, provider, "no token", worker, 5.0), readers)
     try:
         yield check
     finally:
