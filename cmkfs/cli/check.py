@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import click
@@ -21,7 +20,9 @@ from cmkfs.fs.ownership import Ownership
 from cmkfs.fs.vaultdir import read_vault_file
 from cmkfs.home import Home
 from cmkfs.keys.access import TokenAccess
-from cmkfs.keys.worker import TokenWorker
+from cmkfs.keys.memory import protect_memory
+from cmkfs.keys.token_client import TokenClient
+from cmkfs.keys.token_process import TokenProcess
 from cmkfs.maintenance.check import Access, Check
 from cmkfs.maintenance.findings import Report
 from cmkfs.maintenance.lost import Action, free_owner
@@ -43,18 +44,9 @@ def check(vault: Path, repair: bool, break_lock: bool, as_json: bool) -> int:
     With --repair: what can be read is saved, what cannot is moved to cmkfs.lost in the vault.
     """
     path = existing_vault(vault)
-    with (
-        _owned(path, repair=repair, break_lock=break_lock) as backing,
-        Readers() as readers,
-        _opened(path, backing) as access,
-    ):
-        checking = Check(access, readers)
-        try:
-            with progress.shown(lambda: _far(checking.report)):
-                actions = _run(checking, repair=repair)
-        finally:
-            checking.close()
-    report = checking.report
+    protect_memory()
+    with _owned(path, repair=repair, break_lock=break_lock) as backing, Readers() as readers:
+        report, actions = trio.run(_run, path, backing, readers, repair)
     document = {
         "vault": str(path),
         **report.facts(),
@@ -87,31 +79,29 @@ def _owned(path: Path, *, repair: bool, break_lock: bool) -> Iterator[Backing]:
         backing.close()
 
 
-@contextmanager
-def _opened(path: Path, backing: Backing) -> Iterator[Access]:
-    """The token too, as far as it is there: without it the structure can be looked at."""
+async def _run(path: Path, backing: Backing, readers: Readers, repair: bool) -> tuple[Report, list[Action]]:
+    """Check, or repair, with the token as far as it is there: without it the structure can be looked at."""
     home = Home.from_environment()
     settings = config.load(home.config_file)
-    deadline, worker = settings.token.deadline, TokenWorker()
-    provider, why_not = None, ""
+    vault, token = read_vault_file(path), TokenProcess()
     try:
+        client: TokenClient | None = TokenClient(token, settings.token.deadline)
+        why_not = ""
         try:
             access = TokenAccess.of(settings, home)
-            provider = worker.run(partial(access.open, access.read_pin(), read_write=False), deadline=max(deadline, 10))
+            await token.open(access, access.read_pin(), settings.token.deadline)
         except (KeyUnavailable, NotFound) as error:
-            why_not = str(error)
-        yield Access(backing, read_vault_file(path), provider, why_not, worker, deadline)
+            client, why_not = None, str(error)
+        checking = Check(Access(backing, vault, client, why_not), readers)
+        try:
+            with progress.shown(lambda: _far(checking.report)):
+                actions = await Repair(checking).run() if repair else []
+                report = checking.report if repair else await checking.run()
+        finally:
+            checking.close()
     finally:
-        if provider is not None:
-            worker.run(provider.close, deadline=deadline)
-        worker.close(wait=1.0)
-
-
-def _run(checking: Check, *, repair: bool) -> list[Action]:
-    if repair:
-        return trio.run(Repair(checking).run)
-    trio.run(checking.run)
-    return []
+        token.close(wait=1.0)
+    return report, actions
 
 
 def _far(report: Report) -> str:

@@ -16,8 +16,8 @@ from cmkfs.fs.symlinks import LINKS_DIR, Symlinks
 from cmkfs.fs.vaultdir import SESSION_FILE, ZONE_RECORD, ZONES_FILE, VaultDir, read_zone_record, session_says_open
 from cmkfs.keys.keyring import Keyring
 from cmkfs.keys.policies import Policies
-from cmkfs.keys.provider import CmkState, KeyProvider
-from cmkfs.keys.worker import TokenWorker
+from cmkfs.keys.provider import CmkState
+from cmkfs.keys.token_client import TokenClient
 from cmkfs.keys.zone import Zone
 from cmkfs.maintenance.findings import Finding, Place, Remedy, Report
 from cmkfs.maintenance.readers import Readers
@@ -27,14 +27,12 @@ from cmkfs.maintenance.survey import Survey, Vault
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The vault and what opens it. `provider` None: the token cannot be reached, `why_not` says why."""
+    """The vault and what opens it. `token` None: it cannot be reached, `why_not` says why."""
 
     backing: Backing
     vault: VaultFile
-    provider: KeyProvider | None
-    why_not: str
-    token: TokenWorker
-    deadline: float
+    token: TokenClient | None
+    why_not: str = ""
 
 
 class Check:
@@ -83,14 +81,12 @@ class Check:
 
     async def _root_keys(self, inodes: InodeTable) -> Keyring | None:
         """The keyring with the root zone unlocked. None, and the structure is looked at, if that cannot be."""
-        provider = self.access.provider
+        token = self.access.token
         try:
             record = read_zone_record(self.access.backing.root_fd)
-            if provider is None:
+            if token is None:
                 raise KeyUnavailable(self.access.why_not)
-            keyring = Keyring(
-                self.access.vault, provider, self.access.token, Policies(os.geteuid()), self.access.deadline
-            )
+            keyring = Keyring(self.access.vault, token, Policies(os.geteuid()))
             await self._add_zone(keyring, record)
             return keyring
         except (KeyUnavailable, CmkNotFound) as error:
@@ -102,11 +98,9 @@ class Check:
         return None
 
     async def _add_zone(self, keyring: Keyring, record: ZoneRecord) -> Zone:
-        provider = self.access.provider
-        assert provider is not None
         cmk_id = record.recipient.version.cmk_id
         try:
-            cmk = await self.access.token.call(provider.describe, cmk_id, deadline=self.access.deadline)
+            cmk = await keyring.token.describe(cmk_id)
         except CmkNotFound as error:
             raise CmkNotFound(f"the zone's CMK {cmk_id.hex()} is not in the token") from error
         if cmk.state is not CmkState.ENABLED:

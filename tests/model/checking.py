@@ -11,6 +11,7 @@ import trio
 
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.vaultdir import read_vault_file
+from cmkfs.keys.token_client import ThreadTransport, TokenClient
 from cmkfs.keys.worker import TokenWorker
 from cmkfs.maintenance.check import Access, Check
 from cmkfs.maintenance.findings import Report
@@ -26,9 +27,9 @@ def checking(harness: Harness, readers: Readers, *, keys: bool = True) -> Iterat
     """A check of the harness' vault as the command makes it."""
     vault = read_vault_file(harness.vault)
     backing, worker = Backing(harness.vault, read_only=False), TokenWorker()
-    provider = harness.token.elsewhere if keys else None
+    token = TokenClient(ThreadTransport(worker, harness.token.elsewhere), 5.0) if keys else None
     before = open_below(harness.vault)
-    check = Check(Access(backing, vault, provider, "no token", worker, 5.0), readers)
+    check = Check(Access(backing, vault, token, "no token"), readers)
     try:
         yield check
     finally:
