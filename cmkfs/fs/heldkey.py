@@ -1,6 +1,7 @@
 """The key that an open file holds: a lease, renewed when a lock has ended it, gone when the lock is complete."""
 
 from cmkfs.crypto.dek import FileKey
+from cmkfs.errors import KeyUnavailable
 from cmkfs.format.header import Identity
 from cmkfs.keys.keyring import Keyring, Lease
 from cmkfs.keys.zone import ZoneState
@@ -29,12 +30,20 @@ class HeldKey:
 
     async def storing(self) -> FileKey:
         """The key, for dirty pages that the kernel hands over: also while a lock settles."""
-        if self.zone.state is not ZoneState.SETTLING:
-            return await self.reading()
+        if not self._settling():
+            try:
+                return await self.reading()
+            except KeyUnavailable:
+                if not self._settling():
+                    raise
+                # A lock came while it waited for the token: what it brings shall be stored all the same.
         if self._lease is None:
             # Written since an unlock, without a request: the key was not needed until now.
             self._lease = await self._keyring.lease_to_settle(self.zone, self.identity)
         return self._lease.key
+
+    def _settling(self) -> bool:
+        return self.zone.state is ZoneState.SETTLING
 
     @property
     def at_hand(self) -> FileKey | None:

@@ -44,8 +44,9 @@ class Roster:
         self._free.extend(range(before, self._places))
 
     def close(self) -> None:
-        """No guardian can be given it from now on. Idempotent."""
+        """The mount has ended; inodes that go later are not written down anywhere. Idempotent."""
         if self.fd >= 0:
+            self._numbers = memoryview(bytearray(self._places * NUMBER_SIZE)).cast("Q")
             os.close(self.fd)
             self.fd = -1
             # mmap keeps a descriptor of its own, which goes with the last view.

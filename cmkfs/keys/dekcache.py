@@ -8,6 +8,19 @@ from typing import Final
 import trio
 
 from cmkfs.crypto.dek import FileKey
+from cmkfs.errors import KeyUnavailable
+
+_LOCKED: Final = "the zone was just locked"
+
+
+class _InFlight:
+    """An unwrap that others may wait for. A lock ends it for all of them."""
+
+    __slots__ = ("done", "scope")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.scope = trio.CancelScope()
 
 
 class DekCache:
@@ -17,7 +30,7 @@ class DekCache:
         self.max_keys: Final = max_keys
         self.max_seconds: Final = max_seconds
         self._keys: OrderedDict[bytes, tuple[FileKey, float]] = OrderedDict()
-        self._in_flight: dict[bytes, trio.Event] = {}
+        self._in_flight: dict[bytes, _InFlight] = {}
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -41,7 +54,10 @@ class DekCache:
         return found[0]
 
     async def get_or_unwrap(self, identity_hash: bytes, unwrap: Callable[[], Awaitable[FileKey]]) -> FileKey:
-        """The key from here, or unwrapped once, however many ask at the same time."""
+        """The key from here, or unwrapped once, however many ask at the same time.
+
+        Raises KeyUnavailable at once when the cache is cleared meanwhile.
+        """
         while True:
             key = self.get(identity_hash)
             if key is not None:
@@ -49,16 +65,24 @@ class DekCache:
             under_way = self._in_flight.get(identity_hash)
             if under_way is None:
                 break
-            await under_way.wait()
-        done = self._in_flight[identity_hash] = trio.Event()
+            await under_way.done.wait()
+            if under_way.scope.cancel_called:
+                raise KeyUnavailable(_LOCKED)
+        flight = self._in_flight[identity_hash] = _InFlight()
         try:
-            key = await unwrap()
-            self.put(identity_hash, key)
-            return key
+            with flight.scope:
+                key = await unwrap()
+                self.put(identity_hash, key)
+                return key
+            raise KeyUnavailable(_LOCKED)
         finally:
-            del self._in_flight[identity_hash]
-            done.set()
+            if self._in_flight.get(identity_hash) is flight:
+                del self._in_flight[identity_hash]
+            flight.done.set()
 
     def clear(self) -> None:
-        """Forget every key."""
+        """Forget every key; nobody waits for one any longer."""
         self._keys.clear()
+        waiting, self._in_flight = self._in_flight, {}
+        for flight in waiting.values():
+            flight.scope.cancel()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import trio
 
 from cmkfs.crypto.dek import FileKey
-from cmkfs.errors import CmkfsError
+from cmkfs.errors import CmkfsError, KeyUnavailable
 from cmkfs.format.header import Identity
 
 log = logging.getLogger(__name__)
@@ -35,13 +35,16 @@ class DekPool:
         self._batch = batch
         self._ready: deque[NewFile] = deque()
         self._wanted = trio.Event()
+        self._waiting: set[trio.CancelScope] = set()
 
     def __len__(self) -> int:
         return len(self._ready)
 
     def clear(self) -> None:
-        """Forget everything: the lock has come, or the CMK has a new version."""
+        """Forget everything: the lock has come. Nobody waits for a new one any longer."""
         self._ready.clear()
+        for scope in self._waiting:
+            scope.cancel()
 
     async def take(self) -> NewFile:
         """One identity; waits for the token only if the pool is empty. Raises KeyUnavailable."""
@@ -49,8 +52,13 @@ class DekPool:
             self._wanted.set()
         if self._ready:
             return self._ready.popleft()
-        fresh = await self._prepare(1)
-        return fresh[0]
+        with trio.CancelScope() as scope:
+            self._waiting.add(scope)
+            try:
+                return (await self._prepare(1))[0]
+            finally:
+                self._waiting.discard(scope)
+        raise KeyUnavailable("the zone was just locked")
 
     async def keep_filled(self) -> None:
         """Background task: refill when half empty. Nothing is wrapped before the first file is created."""

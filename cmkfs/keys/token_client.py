@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from cmkfs.audit.chain import Head
-from cmkfs.errors import CmkNotFound, Damaged
+from cmkfs.errors import CmkNotFound, Damaged, TokenUnavailable
 from cmkfs.format.recipient import CmkId, CmkVersion
 from cmkfs.keys.provider import Cmk, KeyProvider, TokenInfo
 from cmkfs.keys.worker import TokenWorker
@@ -72,13 +72,17 @@ class TokenClient:
         """`deadline` is in seconds, for each call."""
         self._transport = transport
         self._deadline = deadline
+        self.outage: str | None = None
+        """Why the token is away, while the watch finds it so: nobody who wants a key waits for it then."""
 
     async def unwrap(self, version: CmkVersion, wrapped: bytes, *, context: bytes) -> bytearray:
         """The 32 bytes of a wrapped secret."""
+        self._require_present()
         return bytearray(await self._ask("unwrap", version, wrapped, context=context))
 
     async def wrap_many(self, version: CmkVersion, wanted: Sequence[tuple[bytes, bytes]]) -> list[bytes]:
         """The first of the (secret, context) pairs, wrapped: as many as a short while allows, never none."""
+        self._require_present()
         wrapped: list[bytes] = await self._ask("wrap_many", version, list(wanted))
         return wrapped
 
@@ -89,6 +93,7 @@ class TokenClient:
 
     async def newest(self, cmk_id: CmkId) -> CmkVersion:
         """The version that wraps now."""
+        self._require_present()
         version: CmkVersion = await self._ask("newest", cmk_id)
         return version
 
@@ -133,6 +138,10 @@ class TokenClient:
     async def recover(self) -> None:
         """After TokenUnavailable: begin anew."""
         await self._ask("recover")
+
+    def _require_present(self) -> None:
+        if self.outage is not None:
+            raise TokenUnavailable(self.outage)
 
     async def _ask(self, name: str, *args: Any, **named: Any) -> Any:
         return await self._transport.ask(self._deadline, name, *args, **named)

@@ -5,6 +5,7 @@ themselves when the token answers again; a lock by an operator does not. An expl
 """
 
 import logging
+import math
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -72,10 +73,16 @@ class CmkWatch:
     async def run(self) -> None:
         """Look twice within each revocation bound; the policy, which costs twenty canaries, is read once in it."""
         while True:
-            await trio.sleep(self._interval)
+            await trio.sleep(min(self._interval, self._grace_left()))
             await self.look(policy_too=False)
-            await trio.sleep(self._interval)
+            await trio.sleep(min(self._interval, self._grace_left()))
             await self.look()
+
+    def _grace_left(self) -> float:
+        """Seconds until an outage locks; infinite if there is none, or if it has."""
+        if self._unreachable_since is None or isinstance(self.refusal, TokenUnavailable):
+            return math.inf
+        return max(0.0, self._unreachable_since + self._grace - trio.current_time())
 
     async def begin(self) -> None:
         """Read the policy before anything is served. Raises Disabled, TokenUnavailable, …"""
@@ -84,28 +91,36 @@ class CmkWatch:
     async def look(self, *, policy_too: bool = True) -> None:
         """Look now; returns when what was found has taken effect."""
         async with self._looking:
-            began = trio.current_time()
-            ask = self._ask if policy_too else self._ask_the_canary
-            try:
-                # Not the interval: a token that is slow but answers is no outage.
+            if not await self._look(self._ask if policy_too else self._ask_the_canary) and await self._recovered():
+                await self._look(self._ask)
+
+    async def _look(self, ask: Callable[[], Awaitable[str | None]]) -> bool:
+        """Ask once; False if the token is away."""
+        began = trio.current_time()
+        try:
+            # Not the interval: a token that is slow but answers is no outage. Nor longer than an outage may last.
+            with trio.fail_after(min(max(self._grace, 2 * self._interval), self._grace_left() or math.inf)):
                 text = await ask()
-            except (Disabled, Revoked, CmkNotFound) as error:
-                self._unreachable_since = None
-                await self._refused(_as_refusal(error, self._name))
-            except Tampered as error:
-                # Somebody edited what the token keeps of the CMK; who may use it cannot be told.
-                self._unreachable_since = None
-                await self._refused(KeyUnavailable(str(error), hint=error.next_step))
-            except CmkfsError as error:
-                await self._unreachable(error, began)
-            except Exception as error:
-                # A module can fail in ways nobody thought of; that must not end the mount, only its use of keys.
-                log.exception("the token failed")
-                await self._unreachable(TokenUnavailable(f"the token failed: {error!r}"), began)
-            else:
-                self._unreachable_since = None
-                self.take_policy(text)
-                await self._answered()
+        except (Disabled, Revoked, CmkNotFound) as error:
+            self._reached()
+            await self._refused(_as_refusal(error, self._name))
+        except Tampered as error:
+            # Somebody edited what the token keeps of the CMK; who may use it cannot be told.
+            self._reached()
+            await self._refused(KeyUnavailable(str(error), hint=error.next_step))
+        except CmkfsError as error:
+            await self._unreachable(error, began)
+        except trio.TooSlowError:
+            await self._unreachable(TokenUnavailable("the token does not answer"), began)
+        except Exception as error:
+            # A module can fail in ways nobody thought of; that must not end the mount, only its use of keys.
+            log.exception("the token failed")
+            await self._unreachable(TokenUnavailable(f"the token failed: {error!r}"), began)
+        else:
+            self._reached()
+            self.take_policy(text)
+            await self._answered()
+        return self.healthy
 
     async def _ask(self) -> str | None:
         await self._token.canary(self._cmk_id)
@@ -128,6 +143,10 @@ class CmkWatch:
             return
         self._policies.set_policy(self._cmk_id, policy)
 
+    def _reached(self) -> None:
+        self._unreachable_since = None
+        self._token.outage = None
+
     async def _refused(self, why: KeyUnavailable) -> None:
         if self.refusal is None or type(self.refusal) is not type(why):
             self.refusal = why
@@ -137,12 +156,23 @@ class CmkWatch:
         if self._unreachable_since is None:
             self._unreachable_since = began
             log.warning("the token does not answer: %s", error)
+        self._token.outage = str(error)
         if trio.current_time() - self._unreachable_since >= self._grace:
             await self._refused(TokenUnavailable(f"the token has not answered for {self._grace:g} s"))
-        try:
-            await self._token.recover()
-        except CmkfsError as failure:
-            log.debug("the token is not back: %s", failure)
+
+    async def _recovered(self) -> bool:
+        """Initialise the token again, and log in once if it is there. Not longer than the grace."""
+        with trio.move_on_after(self._grace_left() or math.inf):
+            try:
+                await self._token.recover()
+            except CmkfsError as failure:
+                log.debug("the token is not back: %s", failure)
+                return False
+            except Exception:
+                log.exception("the token failed")
+                return False
+            return True
+        return False
 
     async def _answered(self) -> None:
         if self.refusal is not None:

@@ -7,7 +7,7 @@ import trio
 import trio.testing
 
 from cmkfs.crypto.dek import FileKey
-from cmkfs.errors import TokenUnavailable
+from cmkfs.errors import KeyUnavailable, TokenUnavailable
 from cmkfs.keys import dekcache
 from cmkfs.keys.dekcache import DekCache
 
@@ -127,3 +127,33 @@ def test_after_a_lock_there_is_nothing() -> None:
     cache.clear()
     assert cache.get(b"a") is None
     assert len(cache) == 0
+
+
+async def test_a_lock_ends_the_waiting_at_once_and_a_later_unwrap_is_a_new_one() -> None:
+    cache, go = DekCache(), trio.Event()
+    refused = 0
+
+    async def never() -> FileKey:
+        await trio.sleep_forever()
+        raise AssertionError("not reached")
+
+    async def ask() -> None:
+        nonlocal refused
+        with pytest.raises(KeyUnavailable):
+            await cache.get_or_unwrap(b"a", never)
+        refused += 1
+
+    async def later() -> FileKey:
+        await go.wait()
+        return key("a")
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        cache.clear()
+        nursery.start_soon(cache.get_or_unwrap, b"a", later)
+        await trio.testing.wait_all_tasks_blocked()
+        assert refused == 3
+        go.set()
+    assert cache.get(b"a") == key("a")

@@ -5,7 +5,7 @@ import trio
 import trio.testing
 from one_zone import OneZone, until
 
-from cmkfs.errors import CmkNotFound, Disabled, Locked, TokenUnavailable
+from cmkfs.errors import CmkNotFound, Disabled, KeyUnavailable, Locked, TokenUnavailable
 from cmkfs.format.header import Slot, State
 from cmkfs.keys.pool import DekPool, NewFile
 
@@ -113,3 +113,24 @@ async def test_a_refill_that_fails_does_not_end_the_mount(error: type[Exception]
     await trio.testing.wait_all_tasks_blocked()
     assert len(pool) == 4
     nursery.cancel_scope.cancel()
+
+
+async def test_a_lock_ends_the_waiting_at_once() -> None:
+    async def never(count: int) -> list[NewFile]:
+        await trio.sleep_forever()
+        raise AssertionError("not reached")
+
+    pool, refused = DekPool(never), 0
+
+    async def take() -> None:
+        nonlocal refused
+        with pytest.raises(KeyUnavailable):
+            await pool.take()
+        refused += 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(take)
+        await trio.testing.wait_all_tasks_blocked()
+        pool.clear()
+    assert refused == 3

@@ -162,6 +162,63 @@ async def test_a_token_that_hangs_is_an_outage_at_the_deadline(
     assert watched.locks == []
 
 
+async def test_known_to_be_away_it_is_not_asked_for_keys(watched: Watched) -> None:
+    """What is leased works; what would need the token fails without a wait, and works again when it is back."""
+    made = watched.made
+    identity, _ = await made.keyring.new_file(made.zone)
+    other, _ = await made.keyring.new_file(made.zone)
+    made.keyring._caches[made.zone.zone_id]._keys.pop(other.hash())
+    made.token.remove()
+    await watched.watch.look()
+    before = made.token.calls["unwrap"]
+    for _ in range(3):
+        await made.keyring.lease(made.zone, identity)
+        with pytest.raises(TokenUnavailable):
+            await made.keyring.lease(made.zone, other)
+    assert made.token.calls["unwrap"] == before
+    made.token.put_back()
+    await watched.watch.look()
+    await made.keyring.lease(made.zone, other)
+
+
+async def test_one_look_finds_it_away_and_brings_it_back(watched: Watched) -> None:
+    """Handles that died with a short absence are no outage, and one login is enough."""
+    watched.made.token.remove()
+    watched.made.token.put_back()
+    tries = watched.made.token.pin_tries
+    await watched.watch.look()
+    assert watched.watch.healthy
+    assert watched.made.token.pin_tries == tries + 1
+
+
+async def test_back_but_disabled_stays_locked(watched: Watched, mock_clock: trio.testing.MockClock) -> None:
+    watched.made.token.remove()
+    await watched.watch.look()
+    mock_clock.jump(GRACE + 1)
+    await watched.watch.look()
+    watched.made.token.put_back()
+    set_enabled(watched, False)
+    await watched.watch.look()
+    assert [type(why) for why in watched.locks] == [TokenUnavailable, Disabled]
+    assert watched.unlocks == 0
+    set_enabled(watched, True)
+    await watched.watch.look()
+    assert (watched.unlocks, watched.watch.refusal) == (1, None)
+
+
+async def test_the_grace_ends_to_the_moment(watched: Watched, mock_clock: trio.testing.MockClock) -> None:
+    watched.made.token.remove()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watched.watch.run)
+        began = trio.current_time()
+        while not watched.locks:
+            await trio.testing.wait_all_tasks_blocked()
+            mock_clock.jump(0.01)
+            await until(lambda: not watched.watch._looking.locked())
+        nursery.cancel_scope.cancel()
+    assert GRACE <= trio.current_time() - began - BOUND / 2 < GRACE + BOUND / 2
+
+
 async def test_it_looks_twice_within_the_bound(watched: Watched, mock_clock: trio.testing.MockClock) -> None:
     calls = watched.made.token.calls
     async with trio.open_nursery() as nursery:
