@@ -6,6 +6,8 @@ import stat
 from collections.abc import Mapping
 from dataclasses import asdict
 
+import trio
+
 from cmkfs.auditing import MountAudit
 from cmkfs.control.protocol import Fields
 from cmkfs.control.server import Handler
@@ -26,6 +28,9 @@ _KINDS = {
     stat.S_IFCHR: "device",
     stat.S_IFBLK: "device",
 }
+
+_STATUS_SECONDS = 1.0
+"""A status does not wait longer for a token that hangs: it says so."""
 
 
 class ControlAnswers:
@@ -152,8 +157,9 @@ class ControlAnswers:
     async def _token_facts(self) -> Fields:
         healthy = all(watch.healthy for watch in self._mounted.watches.values())
         try:
-            info = await self._mounted.keyring.token.token_info()
-        except CmkfsError:
+            with trio.fail_after(_STATUS_SECONDS):
+                info = await self._mounted.keyring.token.token_info()
+        except (CmkfsError, trio.TooSlowError):
             return {"label": None, "serial": None, "healthy": False}
         return {"label": info.label, "serial": info.serial, "healthy": healthy}
 

@@ -64,8 +64,8 @@ def serve(spec: MountSpec, ready: Ready) -> int:
 
     0 if everything was stored, 1 if not. Raises CmkfsError for all that fails before `ready`.
     """
-    if spec.options.acl or spec.options.idle_minutes is not None:
-        raise UsageError("the mount options acl and idle are not part of this version")
+    if spec.options.acl:
+        raise UsageError("the mount option acl is not part of this version")
     vault = read_vault_file(spec.vault)
     protect_memory()
     _allow_descriptors()
@@ -229,6 +229,7 @@ async def _run(mounted: Mounted, device: FuseDevice, background: list[Task], rea
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_serve_requests, device, nursery.cancel_scope)
         nursery.start_soon(_unmount_on_signal, mounted, device)
+        nursery.start_soon(_lock_on_signal, mounted)
         await device.serving.wait()
         for task in [*background, *mounted.background()]:
             nursery.start_soon(task)
@@ -254,6 +255,13 @@ async def _unmount_on_signal(mounted: Mounted, device: FuseDevice) -> None:
                     await mounted.settler.settle_all()
                 except OSError as failure:
                     log.error("what was written could not be made durable: %s", failure)
+
+
+async def _lock_on_signal(mounted: Mounted) -> None:
+    """SIGUSR1 is `lock`: for who can send a signal and nothing else, such as a screen locker."""
+    with trio.open_signal_receiver(signal.SIGUSR1) as signals:
+        async for _ in signals:
+            await mounted.lock_all("a signal (SIGUSR1) locked the zone")
 
 
 async def _leave(mounted: Mounted, device: FuseDevice) -> None:

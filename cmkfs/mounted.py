@@ -7,15 +7,16 @@ from pathlib import Path
 
 from cmkfs.config import MountOptions
 from cmkfs.control.protocol import Fields
-from cmkfs.errors import Damaged, GuardianGone, KeyUnavailable
+from cmkfs.errors import Damaged, GuardianGone, KeyUnavailable, Locked
 from cmkfs.format.vault import NO_DIRECTORY, Session, SessionState, ZoneRoot
 from cmkfs.fs.attributes import Attributes
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.directory import Directories
 from cmkfs.fs.forgetting import KernelCache
 from cmkfs.fs.fusedev import FuseDevice
+from cmkfs.fs.idle import whenever_idle
 from cmkfs.fs.inodes import InodeTable
-from cmkfs.fs.lockdown import Lockdown
+from cmkfs.fs.lockdown import Lockdown, LockReport
 from cmkfs.fs.namespace import Namespace
 from cmkfs.fs.openfile import OpenFile
 from cmkfs.fs.opening import FileOpener
@@ -28,7 +29,7 @@ from cmkfs.fs.vaultdir import VaultDir
 from cmkfs.keys.keyring import Keyring
 from cmkfs.keys.pool import random_id
 from cmkfs.keys.watch import CmkWatch
-from cmkfs.keys.zone import Zone
+from cmkfs.keys.zone import Zone, ZoneState
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,8 @@ class Mounted:
         try:
             self._kernel.guardian = await self._device.start_guardian(self.inodes.roster)
         except GuardianGone as error:
-            log.error("%s; if the daemon is killed, what the kernel has cached stays readable", error)
+            log.error("%s; if the daemon is killed, what is cached stays readable", error)
+            self._kernel.unguarded = str(error)
 
     async def end_guarding(self, *, in_order: bool) -> None:
         """The device is closed. Not in order: what the kernel has cached is dropped first."""
@@ -170,7 +172,18 @@ class Mounted:
     def background(self) -> list[Callable[[], Awaitable[None]]]:
         """Tasks to run while requests are served."""
         watches = [watch.run for watch in self.watches.values()]
-        return [self.settler.run, self.locks.renew_leases, self._keep_guarded, *watches]
+        idle = [] if self._options.idle_minutes is None else [self._lock_when_idle]
+        return [self.settler.run, self.locks.renew_leases, self._keep_guarded, *watches, *idle]
+
+    async def _lock_when_idle(self) -> None:
+        minutes = self._options.idle_minutes or 1
+
+        async def lock() -> None:
+            # A zone that is disabled is left as it is, or it would stay locked when it is enabled.
+            if any(zone.state is ZoneState.SERVING for zone in self.keyring.zones.values()):
+                await self.lock_all(f"nothing used the mount for {minutes} min")
+
+        await whenever_idle(60.0 * minutes, lambda: sum(zone.epoch for zone in self.keyring.zones.values()), lock)
 
     async def _keep_guarded(self) -> None:
         if self._device is not None and self._kernel is not None:
@@ -207,6 +220,13 @@ class Mounted:
             outage_grace=self._options.outage_grace,
         )
 
+    async def lock_all(self, why: str) -> LockReport:
+        """As an operator does it, until `unlock`."""
+        zones = list(self.keyring.zones.values())
+        for zone in zones:
+            zone.locked_by_operator = True
+        return await self.locks.lock(zones, Locked(why, hint=f"cmkfs unlock {self.mountpoint}"))
+
     @property
     def locks(self) -> Lockdown:
         """The one procedure that locks and unlocks; there once the mount is served."""
@@ -226,8 +246,8 @@ class Mounted:
     def warnings(self) -> list[str]:
         """What its users should know."""
         warnings = []
-        if self._kernel is not None and self._kernel.guardian is None:
-            warnings.append("no guardian: if the daemon is killed, what the kernel has cached stays readable")
+        if self._kernel is not None and self._kernel.unguarded:
+            warnings.append(f"{self._kernel.unguarded}; if the daemon is killed, what is cached stays readable")
         if self.backing.failed is not None:
             warnings.append(f"a sync of the backing failed: {self.backing.failed}")
         if self.backing.kind.fstype in ("unknown", "vfat", "exfat"):

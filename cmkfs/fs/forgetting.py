@@ -43,6 +43,7 @@ class KernelCache:
         self._device = device
         self._own_thread = trio.CapacityLimiter(2)
         self.guardian: Guardian | None = None
+        self.unguarded = ""
         self.ended = False
 
     async def forget(self, numbers: Sequence[int]) -> None:
@@ -75,7 +76,10 @@ class KernelCache:
                 self.guardian = await device.start_guardian(roster)
             except GuardianGone as error:
                 log.error("%s", error)
+                self.unguarded = str(error)
                 await trio.sleep(RETRY_SECONDS)
+            else:
+                self.unguarded = ""
 
     async def end(self, *, in_order: bool) -> None:
         """The mount has ended and the device is closed. Not in order: what is cached is dropped first."""
@@ -95,5 +99,11 @@ class KernelCache:
 
 
 def _invalidate_all(device: Device, numbers: Sequence[int]) -> None:
+    failed = 0
     for number in numbers:
-        device.invalidate_inode(number)
+        try:
+            device.invalidate_inode(number)
+        except OSError:
+            failed += 1
+    if failed:
+        log.error("%s inodes could not be invalidated", failed)

@@ -27,9 +27,13 @@ class Bugs:
 
 
 class Requests:
-    """How many requests came from the kernel, by handler: what it answers from its caches costs none."""
+    """How many requests came from the kernel, by handler: what it answers from its caches costs none.
+
+    `quiet` of them are no use of the data: a monitor that asks for free space keeps no mount awake.
+    """
 
     by_kind: ClassVar[Counter[str]] = Counter()
+    quiet = 0
 
     @classmethod
     def total(cls) -> int:

@@ -12,7 +12,7 @@ import pyfuse3
 
 from cmkfs.fs.attributes import filesystem_attributes
 from cmkfs.fs.file_requests import FileRequests
-from cmkfs.fs.guard import guarded
+from cmkfs.fs.guard import Requests, guarded
 from cmkfs.fs.inodes import ROOT_INO
 from cmkfs.fs.request_handlers import ANY_ACTION, request_of
 from cmkfs.fs.xattr_requests import XattrRequests
@@ -38,6 +38,8 @@ class Operations(FileRequests, XattrRequests):
         if inode != ROOT_INO:
             # The root always answers, or nothing could unmount it.
             self._keyring.authorize_any(self.zone_of(node), request_of(ctx), ANY_ACTION)
+        else:
+            Requests.quiet += 1
         return self._attributes.of(node)
 
     @guarded
@@ -67,9 +69,11 @@ class Operations(FileRequests, XattrRequests):
 
     @guarded
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        Requests.quiet += 1
         return filesystem_attributes(self._backing.root_fd)
 
     @guarded
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        Requests.quiet += 1
         for inode in self._inodes.forget(inode_list):
             self._lost_name(inode)

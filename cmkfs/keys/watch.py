@@ -91,6 +91,8 @@ class CmkWatch:
     async def look(self, *, policy_too: bool = True) -> None:
         """Look now; returns when what was found has taken effect."""
         async with self._looking:
+            if not self._grace_left():
+                await self._refused(self._outage())
             if not await self._look(self._ask if policy_too else self._ask_the_canary) and await self._recovered():
                 await self._look(self._ask)
 
@@ -158,7 +160,10 @@ class CmkWatch:
             log.warning("the token does not answer: %s", error)
         self._token.outage = str(error)
         if trio.current_time() - self._unreachable_since >= self._grace:
-            await self._refused(TokenUnavailable(f"the token has not answered for {self._grace:g} s"))
+            await self._refused(self._outage())
+
+    def _outage(self) -> TokenUnavailable:
+        return TokenUnavailable(f"the token has not answered for {self._grace:g} s")
 
     async def _recovered(self) -> bool:
         """Initialise the token again, and log in once if it is there. Not longer than the grace."""

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -129,6 +130,20 @@ def test_lock_and_unlock_say_what_was_so_already(served: RealMount) -> None:
     assert served.ask("lock")["was_locked"] is True
     assert served.ask("unlock")["was_unlocked"] is False
     assert served.ask("unlock")["was_unlocked"] is True
+
+
+def test_sigusr1_locks_and_stores(served: RealMount) -> None:
+    with opened(served.path) as doors:
+        os.pwrite(doors.written, b"kept" * 1000, 0)
+        os.kill(served.pid, signal.SIGUSR1)
+        began = time.monotonic()
+        while outcome(lambda: os.pread(doors.file, 10, 0)) == "ok":
+            assert time.monotonic() - began < 5
+        assert served.ask("lock")["was_locked"] is True  # and it is complete
+        everything_is_refused(doors)
+        assert "SIGUSR1" in served.ask("status")["zones"][0]["reason"]
+        served.ask("unlock")
+        assert os.pread(doors.written, 4000, 0) == b"kept" * 1000
 
 
 def test_lock_names_who_had_what_open(served: RealMount) -> None:

@@ -12,7 +12,7 @@ from model.harness import ROOT, Harness
 from cmkfs.answers import ControlAnswers
 from cmkfs.errors import Disabled, Locked
 from cmkfs.fs.forgetting import KernelCache
-from cmkfs.fs.lockdown import STORE_SECONDS, Lockdown
+from cmkfs.fs.lockdown import FORGET_SECONDS, STORE_SECONDS, Lockdown
 from cmkfs.keys.zone import ZoneState
 
 WHY = Locked("an operator locked the zone")
@@ -168,6 +168,27 @@ async def test_a_kernel_that_does_not_answer_does_not_keep_the_keys(
         site.kernel.hang.set()
     with pytest.raises(OSError, match="Required key"):
         await site.harness.program.read(fh, 0, 1)
+
+
+async def test_what_the_kernel_does_not_let_go_is_cut_off(site: Site, mock_clock: trio.testing.MockClock) -> None:
+    """The last resort: a request hangs for ever, so the connection is aborted, and everything is invalidated."""
+    program = site.harness.program
+    fh = await program.create(ROOT, b"file")
+    closed = await program.save(ROOT, b"closed", b"x")
+    site.kernel.hang = threading.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(site.lock)
+        for seconds in (STORE_SECONDS, FORGET_SECONDS + 1):
+            rounds = len(site.kernel.told)
+            while len(site.kernel.told) == rounds:
+                await trio.lowlevel.checkpoint()
+            assert not site.kernel.cut
+            mock_clock.jump(seconds + 0.1)
+    assert site.kernel.cut
+    told = [ino for ino, state in site.kernel.told if state is ZoneState.LOCKED]
+    assert {ROOT, closed, program.file(fh).inode.ino} <= set(told)
+    with pytest.raises(OSError, match="Required key"):
+        await program.read(fh, 0, 1)
 
 
 async def test_two_locks_at_once_take_turns(site: Site) -> None:
