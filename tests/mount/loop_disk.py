@@ -1,0 +1,35 @@
+"""A fresh filesystem of a kind, on a loop device or in memory, gone at the end whatever happens."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+KINDS = ("ext4", "xfs", "btrfs", "tmpfs")
+_MKFS = {
+    "ext4": ("mkfs.ext4", "-q", "-b", "4096"),
+    "xfs": ("mkfs.xfs", "-q"),
+    "btrfs": ("mkfs.btrfs", "-q"),
+}
+_SIZE = 320 << 20  # xfs wants 300 MB
+
+
+@contextmanager
+def loop_disk(top: Path, kind: str) -> Iterator[Path]:
+    """A new filesystem of 320 MiB, mounted at `top/disk` and open to everyone who may reach it."""
+    where = top / "disk"
+    where.mkdir()
+    if kind == "tmpfs":
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_SIZE}", "cmkfs-test", str(where)], check=True)
+    else:
+        image = top / "image"
+        image.touch()
+        os.truncate(image, _SIZE)
+        subprocess.run([*_MKFS[kind], str(image)], check=True)
+        subprocess.run(["mount", "-t", kind, "-o", "loop", str(image), str(where)], check=True)
+    try:
+        where.chmod(0o755)
+        yield where
+    finally:
+        subprocess.run(["umount", str(where)], check=True)
