@@ -217,7 +217,7 @@ def test_freezing_and_swapping_are_refused(file: Path) -> None:
     assert _answer(lambda: _checked(_libc.swapon(os.fsencode(file), 0))) == "EINVAL"
 
 
-def test_syncfs_and_sync_hand_over_what_is_dirty_but_sync_nothing(own_mount: RealMount) -> None:
+def test_syncfs_and_sync_succeed_but_sync_nothing(own_mount: RealMount) -> None:
     """Only fsync, fdatasync and O_SYNC are durable at their return; settling does the rest within ten seconds."""
     path = own_mount.path / "file"
     fd = os.open(path, os.O_WRONLY | os.O_CREAT)
