@@ -1,11 +1,12 @@
-"""The host's users and groups, as `getent` shows them."""
+"""The host's users and groups, as `getent` shows them, and its time zones."""
 
 import grp
 import pwd
+from zoneinfo import ZoneInfo
 
 
 class SystemAccounts:
-    """`policy.Accounts` by getpwnam(3) and getgrnam(3)."""
+    """`policyfile.Accounts` by getpwnam(3) and getgrnam(3)."""
 
     def uid(self, name: str) -> int | None:
         """The number of a user, None if the host knows none of this name."""
@@ -19,6 +20,13 @@ class SystemAccounts:
         try:
             return grp.getgrnam(name).gr_gid
         except KeyError:
+            return None
+
+    def timezone(self, name: str) -> ZoneInfo | None:
+        """The time zone of an IANA name, None if the host's /usr/share/zoneinfo does not have it."""
+        try:
+            return ZoneInfo(name)
+        except (OSError, ValueError, KeyError):  # ZoneInfoNotFoundError is a KeyError; a directory an OSError
             return None
 
 

@@ -1,18 +1,17 @@
 """Policies of CMKs: rules in, decisions out. Pure: no os, no accounts database, no clock.
 
 Nothing matches: denied. Any matching deny wins. The order of rules does not matter (the semantics of
-Cedar, https://docs.cedarpolicy.com/auth/authorization.html). docs/operations.md shows the file's form.
+Cedar, https://docs.cedarpolicy.com/auth/authorization.html). docs/policy.md shows the file's form, which
+`cmkfs.policyfile` reads.
 """
 
 import hashlib
-import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from enum import Enum, StrEnum
-from typing import Protocol, TypeVar, cast
+from functools import cached_property
 
-from cmkfs.errors import ConfigError
-from cmkfs.toml_source import Key, Source, read
+from cmkfs.schedule import Schedule
 
 NO_RULE = "(no rule)"
 """Decision.rule when a policy has no rule that matches."""
@@ -20,20 +19,30 @@ NO_RULE = "(no rule)"
 NO_POLICY = "(no policy)"
 """Decision.rule when the CMK has no policy."""
 
-_T = TypeVar("_T")
-_RULE_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_ID_LIMIT = 2**32 - 1  # (uid_t) -1 means "no user" (chown(2))
-
 
 class Action(StrEnum):
-    """What a principal wants to do with data under the CMK."""
+    """What a principal wants to do: first with data under the CMK, then with the CMK and its mounts."""
 
     LIST = "list"
     READ = "read"
     WRITE = "write"
     CREATE = "create"
     DELETE = "delete"
-    ADMIN = "admin"
+    DISABLE = "disable"
+    ENABLE = "enable"
+    ROTATE = "rotate"
+    DELETE_KEY = "delete-key"
+    POLICY = "policy"
+    LOCK = "lock"
+    UNLOCK = "unlock"
+
+
+DATA_ACTIONS = (Action.LIST, Action.READ, Action.WRITE, Action.CREATE, Action.DELETE)
+ADMIN_ACTIONS = tuple(action for action in Action if action not in DATA_ACTIONS)
+"""What `admin` in a policy stands for."""
+
+
+ALWAYS = Schedule()
 
 
 class Effect(StrEnum):
@@ -61,21 +70,24 @@ class Who:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The calling process. `groups` are the supplementary ones; None: not known."""
+    """The calling process. `groups` are the supplementary ones, `exe` its executable's path; None: not known."""
 
     uid: int
     gid: int
     groups: frozenset[int] | None
+    exe: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule of a policy, names resolved to numbers."""
+    """One rule of a policy, names resolved to numbers. `exe`, in deny rules only: of which executables; empty: all."""
 
     id: str
     effect: Effect
     who: frozenset[Who]
     actions: frozenset[Action]
+    when: Schedule = ALWAYS
+    exe: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,186 +99,153 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class Needs:
+    """What of a process must be looked up before an action of it can be decided."""
+
+    groups: bool
+    exe: bool
+
+
+@dataclass(frozen=True)
 class Policy:
     """The rules of one CMK, in no particular order."""
 
     rules: tuple[Rule, ...]
 
-    def needs_groups(self, action: Action, uid: int, gid: int) -> bool:
-        """Can supplementary groups change whether this is allowed? If not, `groups=None` decides the same."""
-        rules = [rule for rule in self.rules if action in rule.actions]
-        worst = _decide(rules, Principal(uid, gid, None))
-        best = _decide(rules, Principal(uid, gid, frozenset()), groups_may_allow=True)
-        return worst.allowed != best.allowed
+    def at(self, now: float) -> "Rules":
+        """The rules that count at `now`, seconds since 1970."""
+        return Rules([rule for rule in self.rules if rule.when.active(now)])
+
+    def next_change(self, now: float) -> float:
+        """Until when `at(now)` stays as it is; infinity: for good."""
+        return min((rule.when.next_change(now) for rule in self._timed), default=float("inf"))
+
+    @cached_property
+    def _timed(self) -> tuple[Rule, ...]:
+        return tuple(rule for rule in self.rules if rule.when != ALWAYS)
+
+    def grants(self, action: Action) -> bool:
+        """Is there a rule, at any time, that allows this to anybody?"""
+        return any(rule.effect is Effect.ALLOW and action in rule.actions for rule in self.rules)
 
 
-class Accounts(Protocol):
-    """Names of users and groups to numbers; None: there is no such name."""
+@dataclass(slots=True)
+class _Index:
+    """Of the rules of one effect for one action: for each principal the smallest id that matches."""
 
-    def uid(self, name: str) -> int | None:
-        """The number of a user."""
-        ...
+    everyone: str | None = None
+    users: dict[int, str] = field(default_factory=dict)
+    groups: dict[int, str] = field(default_factory=dict)
+    any_group: str | None = None
 
-    def gid(self, name: str) -> int | None:
-        """The number of a group."""
-        ...
+    def add(self, rule: Rule) -> None:
+        for entry in rule.who:
+            if entry.subject is Subject.EVERYONE:
+                self.everyone = _smaller(self.everyone, rule.id)
+            elif entry.subject is Subject.USER:
+                self.users[entry.number] = _smaller(self.users.get(entry.number), rule.id)
+            else:
+                self.groups[entry.number] = _smaller(self.groups.get(entry.number), rule.id)
+                self.any_group = _smaller(self.any_group, rule.id)
+
+    def match(self, who: Principal, *, unknown_groups: bool) -> str | None:
+        """The smallest id that matches; `unknown_groups`: does a group match whose membership is not known?"""
+        found = [self.everyone, self.users.get(who.uid), self.groups.get(who.gid)]
+        if who.groups is not None:
+            found += [self.groups.get(gid) for gid in who.groups] if self.groups else []
+        elif unknown_groups:
+            found.append(self.any_group)
+        return min((rule for rule in found if rule is not None), default=None)
+
+
+def _smaller(old: str | None, new: str) -> str:
+    return new if old is None else min(old, new)
+
+
+class Rules:
+    """Rules that count now, sorted so that a decision costs what the caller's groups are, and not the rules."""
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        self.ids = frozenset[str]()
+        self._allow = {action: _Index() for action in Action}
+        self._deny = {action: _Index() for action in Action}
+        self._deny_exe: dict[Action, list[tuple[Rule, _Index]]] = {action: [] for action in Action}
+        for rule in rules:
+            self.ids |= {rule.id}
+            for action in rule.actions:
+                if rule.exe:
+                    index = _Index()
+                    self._deny_exe[action].append((rule, index))
+                else:
+                    index = (self._allow if rule.effect is Effect.ALLOW else self._deny)[action]
+                index.add(rule)
+
+    def decide(self, who: Principal, action: Action) -> Decision:
+        """May `who` do `action`? What is not known of a process never allows it anything, and denies it.
+
+        Of several rules the smallest id is named, so that their order does not even show in the audit log.
+        """
+        denying = self._deny[action].match(who, unknown_groups=True)
+        for rule, index in self._deny_exe[action]:
+            if (who.exe is None or who.exe in rule.exe) and index.match(who, unknown_groups=True):
+                denying = _smaller(denying, rule.id)
+        if denying is not None:
+            return Decision(False, denying)
+        allowing = self._allow[action].match(who, unknown_groups=False)
+        return Decision(False, NO_RULE) if allowing is None else Decision(True, allowing)
+
+    def needs(self, action: Action, uid: int, gid: int) -> Needs:
+        """What can change whether this is allowed; what is not needed may be given as unknown."""
+        unknown = Principal(uid, gid, None, "")
+        by_exe = [index for _, index in self._deny_exe[action] if index.match(unknown, unknown_groups=True)]
+        no_groups = Principal(uid, gid, frozenset(), "")
+        may_allow = self._allow[action].match(no_groups, unknown_groups=False) or self._allow[action].any_group
+        if self._deny[action].match(no_groups, unknown_groups=True) or not may_allow:
+            return Needs(groups=False, exe=False)  # denied whatever else is found
+        group_counts = self._deny[action].any_group or any(index.any_group for index in by_exe)
+        allowed_alone = self._allow[action].match(no_groups, unknown_groups=False) is not None
+        return Needs(groups=bool(group_counts) or not allowed_alone, exe=bool(by_exe))
+
+    @property
+    def same_for_all(self) -> bool:
+        """True if nobody has no right at all to the data, or everybody: then names and attributes are no secret."""
+        free = [
+            action
+            for action in DATA_ACTIONS
+            if self._allow[action].everyone is not None
+            and self._deny[action] == _Index()
+            and not self._deny_exe[action]
+        ]
+        return bool(free) or all(self._allow[action] == _Index() for action in DATA_ACTIONS)
 
 
 # -- Deciding --------------------------------------------------------------------------------------
 
 
-def decide(policy: Policy | None, who: Principal, action: Action, owner_uid: int) -> Decision:
+def decide(policy: Policy | None, who: Principal, action: Action, owner_uid: int, now: float = 0.0) -> Decision:
     """May `who` do `action`? `owner_uid` is who mounted, which counts only where there is no policy.
 
     With unknown supplementary groups, rules that allow them do not apply, and rules that deny them do.
     """
     if policy is None:
         return Decision(who.uid in (0, owner_uid), NO_POLICY)
-    return _decide([rule for rule in policy.rules if action in rule.actions], who)
+    return policy.at(now).decide(who, action)
 
 
-def _decide(rules: Iterable[Rule], who: Principal, *, groups_may_allow: bool = False) -> Decision:
-    """`groups_may_allow` takes every group that a rule allows for one of the principal's."""
-    denying, allowing = [], []
-    for rule in rules:
-        if rule.effect is Effect.DENY:
-            if _matches(rule, who, unknown_groups=True):
-                denying.append(rule.id)
-        elif _matches(rule, who, unknown_groups=False) or (groups_may_allow and _names_a_group(rule)):
-            allowing.append(rule.id)
-    # The smallest id, so that the order of the rules does not even show in the audit log.
-    if denying:
-        return Decision(False, min(denying))
-    if allowing:
-        return Decision(True, min(allowing))
-    return Decision(False, NO_RULE)
+def decide_admin(policy: Policy | None, who: Principal, action: Action, owner_uid: int, now: float) -> Decision:
+    """May `who` change the CMK or lock its mounts? `owner_uid` owns the token or the mount.
 
-
-def _matches(rule: Rule, who: Principal, *, unknown_groups: bool) -> bool:
-    """`unknown_groups`: does a group match whose membership is not known?"""
-    for entry in rule.who:
-        if entry.subject is Subject.EVERYONE:
-            return True
-        if entry.subject is Subject.USER:
-            if entry.number == who.uid:
-                return True
-        elif entry.number == who.gid or (unknown_groups if who.groups is None else entry.number in who.groups):
-            return True
-    return False
-
-
-def _names_a_group(rule: Rule) -> bool:
-    return any(entry.subject is Subject.GROUP for entry in rule.who)
+    An action that no rule ever allows to anybody is root's and the owner's, unless a rule denies it to them:
+    so a policy about data alone locks nobody out.
+    """
+    if policy is None or policy.grants(action):
+        return decide(policy, who, action, owner_uid, now)
+    decision = decide(policy, who, action, owner_uid, now)
+    if decision.rule == NO_RULE:
+        return Decision(who.uid in (0, owner_uid), NO_RULE)
+    return decision
 
 
 def fingerprint(text: str | None) -> str:
     """64 hex digits that tell policies apart (SHA-256 of the TOML text); empty without a policy."""
     return "" if text is None else hashlib.sha256(text.encode()).hexdigest()
-
-
-# -- Reading ---------------------------------------------------------------------------------------
-
-
-def parse(text: str, *, name: str, accounts: Accounts) -> Policy:
-    """The policy in TOML. Raises ConfigError with `name` and the line of what is wrong or unknown.
-
-    A policy without a rule is refused: it would deny everything, which a rule that says so does too.
-    """
-    source = read(text, name=name)
-    for field in source.data:
-        if field != "rule":
-            raise source.error((field,), f"unknown field {field!r}; a policy has [[rule]] only")
-    tables = source.data.get("rule")
-    if not isinstance(tables, list) or not tables:
-        raise ConfigError(f"{name}:1: no [[rule]]", hint='to deny all: effect = "deny", who = ["*"]')
-    rules = tuple(_rule(source, index, accounts) for index in range(len(tables)))
-    lines: dict[str, Key] = {}
-    for index, rule in enumerate(rules):
-        key = ("rule", index, "id")
-        if rule.id in lines:
-            raise source.error(key, f"id {rule.id!r} is taken by line {source.line(lines[rule.id])}")
-        lines[rule.id] = key
-    return Policy(rules)
-
-
-def _rule(source: Source, index: int, accounts: Accounts) -> Rule:
-    table = cast(list[object], source.data["rule"])[index]
-    if not isinstance(table, dict):
-        raise source.error(("rule",), "rule must be a table: [[rule]]")
-    for field in table:
-        if field not in ("id", "effect", "who", "actions"):
-            raise source.error(("rule", index, field), f"unknown field {field!r}")
-    for field in ("id", "effect", "who", "actions"):
-        if field not in table:
-            raise source.error(("rule", index), f"{field!r} is missing")
-    return Rule(
-        id=_id(source, ("rule", index, "id"), table["id"]),
-        effect=_effect(source, ("rule", index, "effect"), table["effect"]),
-        who=_entries(source, ("rule", index, "who"), table["who"], lambda text: _who(text, accounts)),
-        actions=frozenset[Action]().union(*_entries(source, ("rule", index, "actions"), table["actions"], _actions)),
-    )
-
-
-def _id(source: Source, key: Key, value: object) -> str:
-    if not isinstance(value, str) or not _RULE_ID.fullmatch(value):
-        raise source.error(key, f"id must match [a-z0-9][a-z0-9._-]{{0,63}}, not {value!r}")
-    return value
-
-
-def _effect(source: Source, key: Key, value: object) -> Effect:
-    if not isinstance(value, str) or value not in tuple(Effect):
-        raise source.error(key, f"effect must be 'allow' or 'deny', not {value!r}")
-    return Effect(value)
-
-
-def _entries(source: Source, key: Key, value: object, convert: Callable[[str], _T]) -> frozenset[_T]:
-    """The converted strings of an array that is not empty; a ValueError of `convert` gets its line."""
-    if not isinstance(value, list) or not value:
-        raise source.error(key, f"{key[-1]} must be an array that is not empty")
-    found: set[_T] = set()
-    for entry in value:
-        if not isinstance(entry, str):
-            raise source.error(key, f"{key[-1]} must hold strings, not {entry!r}")
-        try:
-            found.add(convert(entry))
-        except ValueError as error:
-            raise source.error(key, str(error), containing=entry) from error
-    return frozenset(found)
-
-
-def _actions(text: str) -> frozenset[Action]:
-    if text == "*":
-        return frozenset(Action)
-    if text not in tuple(Action):
-        raise ValueError(f"unknown action {text!r}; there are {', '.join(Action)} and *")
-    return frozenset({Action(text)})
-
-
-def _who(text: str, accounts: Accounts) -> Who:
-    if text == "*":
-        return Who(Subject.EVERYONE)
-    kind, colon, name = text.partition(":")
-    if not colon or not name:
-        raise ValueError(f"who must be user:NAME, group:NAME, uid:N, gid:N or *, not {text!r}")
-    match kind:
-        case "user":
-            return Who(Subject.USER, _resolved(accounts.uid(name), text))
-        case "group":
-            return Who(Subject.GROUP, _resolved(accounts.gid(name), text))
-        case "uid":
-            return Who(Subject.USER, _number(name, text))
-        case "gid":
-            return Who(Subject.GROUP, _number(name, text))
-    raise ValueError(f"who must be user:NAME, group:NAME, uid:N, gid:N or *, not {text!r}")
-
-
-def _resolved(number: int | None, text: str) -> int:
-    if number is None:
-        raise ValueError(f"this host knows no {text.replace(':', ' ', 1)!r}")
-    return number
-
-
-def _number(digits: str, text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,10}", digits) or int(digits) >= _ID_LIMIT:
-        raise ValueError(f"{text!r} is not a number of a user or group")
-    return int(digits)

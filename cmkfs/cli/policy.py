@@ -13,7 +13,8 @@ from cmkfs.cli.output import facts, note
 from cmkfs.control.protocol import Fields
 from cmkfs.errors import ConfigError, Tampered
 from cmkfs.home import Home
-from cmkfs.policy import Policy, fingerprint, parse
+from cmkfs.policy import Policy, fingerprint
+from cmkfs.policyfile import parse
 
 NO_POLICY = "without a policy only root and whoever mounted can use what is under a CMK"
 

@@ -24,7 +24,8 @@ from cmkfs.errors import (
 from cmkfs.format.recipient import CmkId
 from cmkfs.keys.policies import Policies
 from cmkfs.keys.token_client import TokenClient
-from cmkfs.policy import fingerprint, parse
+from cmkfs.policy import fingerprint
+from cmkfs.policyfile import parse
 
 log = logging.getLogger(__name__)
 

@@ -1,11 +1,16 @@
 """Policies: reading them, and what they decide."""
 
+from datetime import UTC, datetime, tzinfo
+from zoneinfo import ZoneInfo
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cmkfs.errors import ConfigError
 from cmkfs.policy import (
+    ADMIN_ACTIONS,
+    DATA_ACTIONS,
     NO_POLICY,
     NO_RULE,
     Action,
@@ -17,9 +22,11 @@ from cmkfs.policy import (
     Subject,
     Who,
     decide,
+    decide_admin,
     fingerprint,
-    parse,
 )
+from cmkfs.policyfile import parse
+from cmkfs.schedule import Schedule
 
 
 class Accounts:
@@ -30,6 +37,9 @@ class Accounts:
 
     def gid(self, name: str) -> int | None:
         return {"finance": 50, "contractors": 60}.get(name)
+
+    def timezone(self, name: str) -> tzinfo | None:
+        return ZoneInfo(name) if name == "Europe/Berlin" else None
 
 
 def read(text: str) -> Policy:
@@ -52,7 +62,7 @@ actions = ["*"]
 
 
 def test_a_policy_is_read_into_numbers() -> None:
-    data = frozenset(Action) - {Action.ADMIN}
+    data = frozenset(DATA_ACTIONS)
     assert read(EXAMPLE) == Policy(
         (
             Rule(
@@ -70,7 +80,7 @@ def test_a_policy_is_read_into_numbers() -> None:
     ("who", "action", "allowed", "rule"),
     [
         (Principal(1000, 1000, frozenset()), Action.READ, True, "finance-staff"),
-        (Principal(1000, 1000, frozenset()), Action.ADMIN, False, NO_RULE),
+        (Principal(1000, 1000, frozenset()), Action.POLICY, False, NO_RULE),
         (Principal(1001, 1001, frozenset()), Action.READ, False, NO_RULE),
         (Principal(1001, 1001, frozenset({50})), Action.READ, True, "finance-staff"),
         (Principal(1001, 50, frozenset()), Action.READ, True, "finance-staff"),
@@ -107,7 +117,7 @@ WRONG = {
     "unknown table": ("[[rules]]\n", "1: unknown field 'rules'"),
     "unknown field": (f'[[rule]]\n{RULE}when="always"\n', "6: unknown field 'when'"),
     "unknown subtable": (f"[[rule]]\n{RULE}\n[rule.when]\nfrom=1\n", "7: unknown field 'when'"),
-    "second rule": (f'[[rule]]\n{RULE}\n[[rule]]\nid="b"\nexpires=1\n', "9: unknown field 'expires'"),
+    "second rule": (f'[[rule]]\n{RULE}\n[[rule]]\nid="b"\nexpired=1\n', "9: unknown field 'expired'"),
     "missing": (f'[[rule]]\n{RULE}[[rule]]\nid="b"\neffect="deny"\nwho=["*"]\n', "6: 'actions' is missing"),
     "same id": (f"[[rule]]\n{RULE}\n[[rule]]\n{RULE}", "8: id 'a' is taken by line 2"),
     "id": ('[[rule]]\nid="A b"\neffect="allow"\nwho=["*"]\nactions=["*"]', "2: id must match"),
@@ -154,6 +164,26 @@ WRONG = {
         "7: unknown action 'exec'",
     ),
     "no actions": ('[[rule]]\nid="a"\neffect="deny"\nwho=["*"]\nactions=[]', "5: actions must be an array"),
+    "no such hour": (f'[[rule]]\n{RULE}hours="08:00-25:00"', "6: hours must be like"),
+    "hours after the end": (f'[[rule]]\n{RULE}hours="08:00-24:30"', "6: '08:00-24:30' ends after 24:00"),
+    "no time at all": (f'[[rule]]\n{RULE}hours="08:00-08:00"', "6: '08:00-08:00' is no time"),
+    "hours are a number": (f"[[rule]]\n{RULE}hours=8", "6: hours must be like"),
+    "unknown day": (f'[[rule]]\n{RULE}days=[\n"mon",\n"mo-fri"]', "8: 'mo-fri' is no day"),
+    "days are a string": (f'[[rule]]\n{RULE}days="mon"', "6: days must be an array"),
+    "unknown time zone": (f'[[rule]]\n{RULE}days=["mon"]\ntimezone="Mars/Base"', "7: this host knows no time zone"),
+    "time zone is a number": (f'[[rule]]\n{RULE}days=["mon"]\ntimezone=1', "7: this host knows no time zone 1"),
+    "time zone alone": (f'[[rule]]\n{RULE}timezone="UTC"', "6: timezone says nothing"),
+    "a date without a time": (f"[[rule]]\n{RULE}expires=2026-12-31", "6: expires must be a date with a time"),
+    "expires is text": (f'[[rule]]\n{RULE}expires="2026"', "6: expires must be a date with a time"),
+    "exe allows": (f'[[rule]]\n{RULE}exe=["/bin/cp"]', "6: exe is for deny rules only"),
+    "exe is relative": (
+        '[[rule]]\nid="a"\neffect="deny"\nwho=["*"]\nactions=["*"]\nexe=["cp"]',
+        "6: exe must hold absolute paths",
+    ),
+    "exe is a string": (
+        '[[rule]]\nid="a"\neffect="deny"\nwho=["*"]\nactions=["*"]\nexe="/bin/cp"',
+        "6: exe must be an array",
+    ),
     "not TOML": ("[[rule]]\nid=\n", "2: not TOML"),
 }
 
@@ -191,9 +221,18 @@ rules = st.builds(
     who=st.frozensets(entries, min_size=1, max_size=3),
     actions=st.frozensets(actions, min_size=1),
 )
-rule_lists = st.lists(rules, max_size=6, unique_by=lambda rule: rule.id)
+exes = st.none() | st.sampled_from(["/a", "/b"])
+denying_exes = st.builds(
+    Rule,
+    id=st.text("abc", min_size=1, max_size=3),
+    effect=st.just(Effect.DENY),
+    who=st.frozensets(entries, min_size=1, max_size=3),
+    actions=st.frozensets(actions, min_size=1),
+    exe=st.frozensets(st.sampled_from(["/a", "/b"]), min_size=1),
+)
+rule_lists = st.lists(rules | denying_exes, max_size=6, unique_by=lambda rule: rule.id)
 groups = st.frozensets(numbers, max_size=3)
-principals = st.builds(Principal, numbers, numbers, st.none() | groups)
+principals = st.builds(Principal, numbers, numbers, st.none() | groups, exes)
 
 
 @given(rule_lists, principals, actions, st.randoms())
@@ -231,24 +270,55 @@ def test_unknown_groups_never_allow_what_known_ones_would_deny(
     listed: list[Rule], who: Principal, known: frozenset[int], action: Action
 ) -> None:
     policy = Policy(tuple(listed))
-    unknown = decide(policy, Principal(who.uid, who.gid, None), action, 0).allowed
-    assert unknown <= decide(policy, Principal(who.uid, who.gid, known), action, 0).allowed
+    unknown = decide(policy, Principal(who.uid, who.gid, None, who.exe), action, 0).allowed
+    assert unknown <= decide(policy, Principal(who.uid, who.gid, known, who.exe), action, 0).allowed
 
 
-@given(rule_lists, numbers, numbers, groups, actions)
-def test_groups_that_are_not_needed_do_not_change_the_answer(
-    listed: list[Rule], uid: int, gid: int, known: frozenset[int], action: Action
+@given(rule_lists, principals, actions)
+def test_the_sorted_rules_decide_as_the_rules_one_by_one(listed: list[Rule], who: Principal, action: Action) -> None:
+    def matches(rule: Rule, unknown: bool) -> bool:
+        for entry in rule.who:
+            if entry in (Who(Subject.EVERYONE), Who(Subject.USER, who.uid), Who(Subject.GROUP, who.gid)):
+                return True
+            if entry.subject is Subject.GROUP and (unknown if who.groups is None else entry.number in who.groups):
+                return True
+        return False
+
+    concerned = [rule for rule in listed if action in rule.actions]
+    denying = sorted(
+        rule.id
+        for rule in concerned
+        if rule.effect is Effect.DENY
+        and matches(rule, True)
+        and (not rule.exe or who.exe is None or who.exe in rule.exe)
+    )
+    allowing = sorted(rule.id for rule in concerned if rule.effect is Effect.ALLOW and matches(rule, False))
+    if denying:
+        expected = Decision(False, denying[0])
+    else:
+        expected = Decision(True, allowing[0]) if allowing else Decision(False, NO_RULE)
+    assert decide(Policy(tuple(listed)), who, action, 0) == expected
+
+
+@given(rule_lists, numbers, numbers, groups, exes, actions)
+def test_what_is_not_needed_does_not_change_the_answer(
+    listed: list[Rule], uid: int, gid: int, known: frozenset[int], exe: str | None, action: Action
 ) -> None:
-    policy = Policy(tuple(listed))
-    if not policy.needs_groups(action, uid, gid):
-        without = decide(policy, Principal(uid, gid, None), action, 0).allowed
-        assert decide(policy, Principal(uid, gid, known), action, 0).allowed == without
+    found = Policy(tuple(listed)).at(0)
+    needs = found.needs(action, uid, gid)
+    without = Principal(uid, gid, known if needs.groups else frozenset(), exe if needs.exe else "")
+    assert found.decide(Principal(uid, gid, known, exe), action).allowed == found.decide(without, action).allowed
 
 
-@given(rule_lists, numbers, numbers, actions)
-def test_groups_are_needed_only_where_a_rule_names_one(listed: list[Rule], uid: int, gid: int, action: Action) -> None:
-    named = {entry.subject for rule in listed if action in rule.actions for entry in rule.who}
-    assert Policy(tuple(listed)).needs_groups(action, uid, gid) <= (Subject.GROUP in named)
+@given(rule_lists, principals, principals)
+def test_same_for_all_means_that_nobody_is_alone_without_rights(
+    listed: list[Rule], one: Principal, other: Principal
+) -> None:
+    found = Policy(tuple(listed)).at(0)
+    if found.same_for_all:
+        assert any(found.decide(one, action).allowed for action in DATA_ACTIONS) == any(
+            found.decide(other, action).allowed for action in DATA_ACTIONS
+        )
 
 
 @pytest.mark.parametrize(
@@ -257,8 +327,130 @@ def test_groups_are_needed_only_where_a_rule_names_one(listed: list[Rule], uid: 
         (Action.READ, 1001, 1001, True),  # an allow or a deny may come from a group
         (Action.READ, 1000, 1000, True),  # allowed as a user, but contractors are denied
         (Action.READ, 1000, 60, False),  # denied by the primary group already
-        (Action.ADMIN, 1001, 1001, False),  # no rule allows it to anybody
+        (Action.POLICY, 1001, 1001, False),  # no rule allows it to anybody
     ],
 )
 def test_when_the_example_needs_groups(action: Action, uid: int, gid: int, needed: bool) -> None:
-    assert read(EXAMPLE).needs_groups(action, uid, gid) is needed
+    assert read(EXAMPLE).at(0).needs(action, uid, gid).groups is needed
+
+
+# -- Conditions ------------------------------------------------------------------------------------
+
+TIMED = """
+[[rule]]
+id = "work"
+effect = "allow"
+who = ["*"]
+actions = ["read"]
+hours = "08:00-18:00"
+days = ["mon-fri"]
+timezone = "Europe/Berlin"
+expires = 2026-12-31T18:00:00
+
+[[rule]]
+id = "no-copies"
+effect = "deny"
+who = ["group:contractors"]
+actions = ["read"]
+exe = ["/usr/bin/scp"]
+"""
+
+
+def at(text: str) -> float:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+
+
+@pytest.mark.parametrize(
+    ("time", "allowed"),
+    [
+        ("2026-11-26T06:59:59", False),  # Thursday, Berlin is an hour ahead
+        ("2026-11-26T07:00:00", True),
+        ("2026-11-26T16:59:59", True),
+        ("2026-11-26T17:00:00", False),
+        ("2026-11-28T12:00:00", False),  # Saturday
+        ("2026-07-02T06:00:00", True),  # summer time: two hours
+        ("2026-12-31T16:59:59", True),
+        ("2027-01-04T12:00:00", False),  # expired
+    ],
+)
+def test_hours_days_and_expiry(time: str, allowed: bool) -> None:
+    who = Principal(1000, 1000, frozenset(), "/bin/cat")
+    assert decide(read(TIMED), who, Action.READ, 0, at(time)).allowed is allowed
+
+
+@pytest.mark.parametrize(
+    ("exe", "groups", "allowed"),
+    [
+        ("/bin/cat", frozenset({60}), True),
+        ("/usr/bin/scp", frozenset({60}), False),
+        ("/usr/bin/scp", frozenset(), True),
+        ("/usr/bin/scp", None, False),
+        (None, frozenset({60}), False),
+        (None, frozenset(), True),
+    ],
+)
+def test_an_executable_is_denied(exe: str | None, groups: frozenset[int] | None, allowed: bool) -> None:
+    who = Principal(1000, 1000, groups, exe)
+    assert decide(read(TIMED), who, Action.READ, 0, at("2026-11-26T12:00:00")).allowed is allowed
+
+
+schedules = st.builds(
+    Schedule,
+    days=st.frozensets(st.integers(0, 6), min_size=1),
+    start=st.integers(0, 23 * 60),
+    stop=st.integers(0, 23 * 60) | st.just(1440),
+    zone=st.sampled_from([UTC, ZoneInfo("Europe/Berlin"), ZoneInfo("Australia/Lord_Howe"), ZoneInfo("Asia/Kathmandu")]),
+    expires=st.none() | st.floats(1.79e9, 1.82e9),
+)
+
+
+@given(schedules, st.floats(1.79e9, 1.82e9), st.floats(0, 1))
+def test_nothing_changes_before_the_next_change(when: Schedule, now: float, part: float) -> None:
+    change = when.next_change(now)
+    assert change > now
+    later = now + (min(change, now + 9e5) - now) * part
+    assert later >= change or when.active(later) == when.active(now)
+
+
+def test_the_next_change_of_a_window_is_its_end() -> None:
+    rule = read(TIMED).rules[0]
+    assert rule.when.next_change(at("2026-11-26T16:59:30")) == at("2026-11-26T17:00:00")
+    assert read(EXAMPLE).next_change(0) == float("inf")
+
+
+# -- Who may change keys ---------------------------------------------------------------------------
+
+ADMIN = """
+[[rule]]
+id = "incident"
+effect = "allow"
+who = ["user:alice"]
+actions = ["disable", "lock"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("uid", "action", "allowed", "rule"),
+    [
+        (1000, Action.DISABLE, True, "incident"),
+        (0, Action.DISABLE, False, NO_RULE),  # given to others: not root's any more
+        (0, Action.ENABLE, True, NO_RULE),  # given to nobody: root's and the owner's
+        (77, Action.POLICY, True, NO_RULE),
+        (1000, Action.POLICY, False, NO_RULE),
+    ],
+)
+def test_admin_actions_are_given_one_by_one(uid: int, action: Action, allowed: bool, rule: str) -> None:
+    found = decide_admin(read(ADMIN), Principal(uid, uid, frozenset()), action, 77, 0)
+    assert found == Decision(allowed, rule)
+
+
+def test_admin_means_all_of_them() -> None:
+    policy = read('[[rule]]\nid="a"\neffect="allow"\nwho=["*"]\nactions=["admin"]')
+    assert policy.rules[0].actions == frozenset(ADMIN_ACTIONS)
+    assert len(ADMIN_ACTIONS) == 7
+
+
+def test_a_denied_owner_may_not() -> None:
+    policy = read('[[rule]]\nid="a"\neffect="deny"\nwho=["uid:77"]\nactions=["admin"]')
+    assert decide_admin(policy, Principal(77, 77, frozenset()), Action.POLICY, 77, 0) == Decision(False, "a")
+    assert decide_admin(None, Principal(77, 77, frozenset()), Action.POLICY, 77, 0) == Decision(True, NO_POLICY)

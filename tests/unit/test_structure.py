@@ -18,12 +18,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "toml_source": {"errors"},
     "home": {"errors"},
     "config": {"errors", "toml_source"},
-    "policy": {"errors", "toml_source"},
+    "schedule": set(),
+    "policy": {"schedule"},
+    "policyfile": {"errors", "policy", "schedule", "toml_source"},
     "audit": {"config", "errors", "home"},
     # the data path, from the bytes on disk up to the kernel
     "format": {"errors"},
     "crypto": {"errors", "format"},
-    "keys": {"accounts", "audit", "config", "crypto", "errors", "format", "home", "policy"},
+    "keys": {"accounts", "audit", "config", "crypto", "errors", "format", "home", "policy", "policyfile"},
     "fs": {"audit", "crypto", "errors", "format", "keys", "policy"},
     "maintenance": {"crypto", "errors", "format", "fs", "keys"},
     # how commands talk to a mount: knows nothing of what a mount does
@@ -51,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "maintenance",
             "mount",
         ),
-        "policy",
+        *("policy", "policyfile"),
     },
     "__init__": set(),
     "__main__": {"cli"},
@@ -66,7 +68,14 @@ ONLY_IN: dict[str, set[str]] = {
 }
 """Which parts know a library at all."""
 
-PURE = ["errors.py", "policy.py", "keys/cmk.py", *(f"format/{path.name}" for path in PACKAGE.glob("format/*.py"))]
+PURE = [
+    "errors.py",
+    "policy.py",
+    "policyfile.py",
+    "schedule.py",
+    "keys/cmk.py",
+    *(f"format/{path.name}" for path in PACKAGE.glob("format/*.py")),
+]
 """Modules that only decide or lay out bytes: the same answer for the same arguments, nothing else happens."""
 
 IMPURE = {"os", "io", "socket", "subprocess", "threading", "time", "trio", "pyfuse3", "pkcs11", "pathlib"}
