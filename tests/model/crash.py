@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,7 +21,9 @@ import trio
 
 from cmkfs.format.layout import BLOCK, PAGE
 from cmkfs.fs.backing import Backing
+from cmkfs.maintenance.readers import Readers
 
+from .checking import checking
 from .harness import ROOT, Harness
 
 NAME = b"file"
@@ -278,6 +281,8 @@ class Campaign:
     harness: Harness
     counts: Counter[str] = field(default_factory=Counter)
     trace: list[str] = field(default_factory=list)
+    readers: Readers | None = None
+    """Set: `cmkfs check` judges each state too."""
 
     @classmethod
     def begin(cls, directory: Path) -> "Campaign":
@@ -367,6 +372,7 @@ class Campaign:
             file.truncate(0)
             file.write(image)
         self.disk.begin(self.disk.path, image, oracle)
+        await self._judge(recovering=True)
         await self.harness.mount()
         self.counts["states"] += 1
         fh, content = await self._look()
@@ -377,6 +383,16 @@ class Campaign:
         ), "recovery told what it had not synced"
         self.disk.events.append(Told(Oracle(content)))
         return fh, content
+
+    async def _judge(self, *, recovering: bool) -> None:
+        """`cmkfs check` agrees: a crash is no damage."""
+        if self.readers is None:
+            return
+        with checking(self.harness, self.readers) as one:
+            report = await one.run()
+        if report.damage or report.recovery_pending is not recovering:
+            raise Violation(f"check calls it damage: {[finding.line for finding in report.damage]}")
+        self.counts["checked"] += 1
 
     async def _look(self) -> tuple[int, bytes]:
         program = self.harness.program
@@ -394,8 +410,9 @@ class Campaign:
         return fh, content
 
     def end(self) -> None:
-        """Unmount."""
+        """Unmount. What the recoveries of this run left is clean for `check` too."""
         trio.run(self.harness.unmount)
+        trio.run(partial(self._judge, recovering=False))
 
 
 def campaign(states: int, seed: int, directory: Path, progress: Callable[[int], None] | None = None) -> Counter[str]:

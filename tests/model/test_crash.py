@@ -5,6 +5,8 @@
 
 import pytest
 
+from cmkfs.maintenance.readers import Readers
+
 from .crash import Campaign, Oracle, Truncate, Violation, Write, campaign
 from .harness import scratch
 
@@ -21,6 +23,16 @@ def test_cuts_that_once_broke_the_promise(seed: int) -> None:
         ran = Campaign.begin(directory)
         ran.run(seed)
         ran.end()
+
+
+def test_check_calls_no_cut_damage() -> None:
+    with scratch() as directory, Readers() as readers:
+        ran = Campaign.begin(directory)
+        ran.readers = readers
+        for seed in range(100, 116):
+            ran.run(seed)
+        ran.end()
+    assert ran.counts["checked"] == ran.counts["states"] + 1 > 80
 
 
 @pytest.mark.parametrize(

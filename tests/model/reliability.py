@@ -1,0 +1,96 @@
+"""What the campaigns found, kept: `docs/reliability.json` has every run, `docs/reliability.md` the sums.
+
+A long campaign is done in parts: each run adds itself, also one that found something.
+"""
+
+import json
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RUNS = REPOSITORY / "docs/reliability.json"
+PAGE = REPOSITORY / "docs/reliability.md"
+BEGIN, END = "<!-- sums: begin -->\n", "<!-- sums: end -->\n"
+
+CAMPAIGNS = {
+    "forger": ("scripts/forge", "changes to a vault at rest, made without a key, then read"),
+    "check": ("scripts/forge", "such changes, then `cmkfs check`, `--repair`, and read again"),
+    "crash model": ("scripts/crash-model", "states that a power cut may leave, recovered by the next mount"),
+    "check after a cut": ("scripts/crash-model", "such states, judged by `cmkfs check` before and after the recovery"),
+}
+
+
+@dataclass(slots=True)
+class Run:
+    """One run. `tried` counts what the campaign counts; `failures` are seeds with what was wrong."""
+
+    campaign: str
+    seed: int
+    commit: str = ""
+    began: str = ""
+    seconds: float = 0.0
+    tried: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+
+
+def begin(campaign: str, seed: int) -> Run:
+    """A run that begins now."""
+    commit = subprocess.run(
+        ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return Run(campaign, seed, commit, datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def until(minutes: float, count: int, seed: int) -> Iterator[int]:
+    """Seeds from `seed` on, for so many minutes if any are given, else so many."""
+    end = time.monotonic() + 60 * minutes
+    number = 0
+    while time.monotonic() < end if minutes else number < count:
+        yield seed + number
+        number += 1
+
+
+def attempt(run: Run, seed: int, work: Callable[[], str | None]) -> None:
+    """One try; what it raises is a failure of that seed."""
+    began = time.monotonic()
+    try:
+        run.outcomes[work() or "held"] += 1
+    except Exception as error:
+        notes = " ".join(getattr(error, "__notes__", ()))
+        run.failures.append(f"{seed}: {type(error).__name__}: {error} {notes}"[:2000])
+    run.seconds += time.monotonic() - began
+
+
+def keep(runs: list[Run]) -> None:
+    """Add runs to the file, and write the page's sums anew."""
+    known = json.loads(RUNS.read_text()) if RUNS.exists() else []
+    known += [{**asdict(run), "seconds": round(run.seconds, 1)} for run in runs if run.tried]
+    RUNS.write_text(json.dumps(known, indent=1) + "\n")
+    page = PAGE.read_text()
+    head, _, rest = page.partition(BEGIN)
+    PAGE.write_text(head + BEGIN + sums(known) + END + rest.partition(END)[2])
+
+
+def sums(known: list[dict[str, object]]) -> str:
+    """The table of the page."""
+    lines = ["| campaign | what | tried | failed | outcomes | hours |", "|---|---|---|---|---|---|"]
+    for campaign, (script, what) in CAMPAIGNS.items():
+        runs = [_run(fields) for fields in known if fields["campaign"] == campaign]
+        outcomes: Counter[str] = sum((run.outcomes for run in runs), Counter())
+        shown = ", ".join(f"{count:,} {name}" for name, count in sorted(outcomes.items()))
+        tried, failed = sum(run.tried for run in runs), sum(len(run.failures) for run in runs)
+        hours = sum(run.seconds for run in runs) / 3600
+        lines.append(f"| {campaign} (`{script}`) | {what} | {tried:,} | {failed} | {shown} | {hours:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _run(fields: dict[str, object]) -> Run:
+    run = Run(**fields)  # type: ignore[arg-type]
+    run.outcomes = Counter(run.outcomes)
+    return run
