@@ -13,6 +13,8 @@ from cmkfs.cli import progress
 from cmkfs.cli.options import PATH, Command, json_option
 from cmkfs.cli.output import facts
 from cmkfs.cli.preflight import existing_vault
+from cmkfs.cli.recorded import recorded
+from cmkfs.cli.token_session import token
 from cmkfs.errors import EXIT_DAMAGED, EXIT_KEY, CmkfsError, KeyUnavailable, NotFound
 from cmkfs.format.layout import PAGE
 from cmkfs.fs.backing import Backing
@@ -45,8 +47,12 @@ def check(vault: Path, repair: bool, break_lock: bool, as_json: bool) -> int:
     """
     path = existing_vault(vault)
     protect_memory()
+    home, event = Home.from_environment(), "vault.repair" if repair else "vault.check"
     with _owned(path, repair=repair, break_lock=break_lock) as backing, Readers() as readers:
-        report, actions = trio.run(_run, path, backing, readers, repair)
+        why_not = _record(home, event, str(path))
+        report, actions = trio.run(_run, path, backing, readers, repair, why_not)
+        if not why_not and (report.damage or actions):
+            _record(home, event, f"{path}: {len(report.damage)} damaged, {len(actions)} things done")
     document = {
         "vault": str(path),
         **report.facts(),
@@ -79,19 +85,30 @@ def _owned(path: Path, *, repair: bool, break_lock: bool) -> Iterator[Backing]:
         backing.close()
 
 
-async def _run(path: Path, backing: Backing, readers: Readers, repair: bool) -> tuple[Report, list[Action]]:
+def _record(home: Home, event: str, reason: str) -> str:
+    """Every key of the vault is used: the audit log says so before. Gives why the token is not there, if it is not.
+
+    Raises AuditFailed: then no key is used.
+    """
+    try:
+        with token(home, read_write=True) as provider, recorded(home, provider, event, reason=reason):
+            return ""
+    except (KeyUnavailable, NotFound) as error:
+        return str(error)
+
+
+async def _run(
+    path: Path, backing: Backing, readers: Readers, repair: bool, why_not: str
+) -> tuple[Report, list[Action]]:
     """Check, or repair, with the token as far as it is there: without it the structure can be looked at."""
     home = Home.from_environment()
     settings = config.load(home.config_file)
-    vault, token = read_vault_file(path), TokenProcess()
+    vault, process = read_vault_file(path), TokenProcess()
+    client = None if why_not else TokenClient(process, settings.token.deadline)
     try:
-        client: TokenClient | None = TokenClient(token, settings.token.deadline)
-        why_not = ""
-        try:
+        if client is not None:
             access = TokenAccess.of(settings, home)
-            await token.open(access, access.read_pin(), settings.token.deadline)
-        except (KeyUnavailable, NotFound) as error:
-            client, why_not = None, str(error)
+            await process.open(access, access.read_pin(), settings.token.deadline)
         checking = Check(Access(backing, vault, client, why_not), readers)
         try:
             with progress.shown(lambda: _far(checking.report)):
@@ -100,7 +117,7 @@ async def _run(path: Path, backing: Backing, readers: Readers, repair: bool) -> 
         finally:
             checking.close()
     finally:
-        token.close(wait=1.0)
+        process.close(wait=1.0)
     return report, actions
 
 

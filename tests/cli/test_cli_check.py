@@ -73,6 +73,21 @@ def test_damage_is_named_then_mended(vault: Cmkfs, copy: Path) -> None:
         vault.ok("umount", "mp")
 
 
+def test_the_audit_log_says_who_checked_and_what_was_found(vault: Cmkfs, copy: Path) -> None:
+    damage(copy)
+    vault("check", "copy")
+    vault("check", "copy", "--repair")
+    shown = json.loads(vault.ok("audit", "show", "--json"))["records"]
+    events = [(record["event"], record["reason"]) for record in shown if record["event"].startswith("vault.")]
+    assert events[-4:] == [
+        ("vault.check", "WORK/copy"),
+        ("vault.check", "WORK/copy: 1 damaged, 0 things done"),
+        ("vault.repair", "WORK/copy"),
+        ("vault.repair", "WORK/copy: 0 damaged, 1 things done"),
+    ]
+    vault.ok("audit", "verify")
+
+
 def test_a_mounted_vault_is_busy(vault: Cmkfs) -> None:
     vault.ok("mount", "v", "mp")
     try:
