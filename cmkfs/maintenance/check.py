@@ -63,7 +63,7 @@ class Check:
         self.roots = self._zone_roots(root_zone)
         directories = Directories(inodes, keyring.zones, self.roots)
         symlinks = Symlinks(self.access.backing.root_fd)
-        self.opened = Vault(self.access.backing, inodes, directories, keyring, symlinks, self._session())
+        self.opened = Vault(self.access.backing, inodes, directories, keyring, symlinks, self._session(), self.roots)
         self.report.recovery_pending = self.opened.recovering
         self._root_record(root_zone)
         self._links_directory()
@@ -114,21 +114,24 @@ class Check:
             raise
         return zone
 
-    async def _enter_zone(self, place: Place, inode: Inode) -> None:
-        """If a listed zone begins at this place, its keys are had. Raises Damaged, KeyUnavailable, CmkNotFound."""
+    async def _enter_zone(self, place: Place, inode: Inode) -> bool:
+        """True if a listed zone begins here; then its keys are had. Raises Damaged, KeyUnavailable, CmkNotFound."""
         vault, parent = self.opened, place.parent.directory
         if vault is None or parent is None or not place.named:
-            return
+            return False
         name = place.path.rpartition(b"/")[2]
         listed = next((root for root in self.roots if (root.parent_dir_id, root.name) == (parent.dir_id, name)), None)
-        if listed is None or listed.zone_id in vault.keyring.zones:
-            return
+        if listed is None:
+            return False
+        if listed.zone_id in vault.keyring.zones:
+            return True
         record = read_zone_record(vault.inodes.dir_fd(inode))
         if record.zone_id != listed.zone_id:
             raise Damaged("the zone record belongs to another zone")
         zone = await self._add_zone(vault.keyring, record)
         if zone.keys.open_zone_root(self.access.vault.vault_hash, record) != listed:
             raise Damaged("the zone record belongs to another directory")
+        return True
 
     async def find_zones(self) -> tuple[ZoneRoot, ...]:
         """The zones below the root by their own records, when the list of them is lost. Raises KeyUnavailable."""

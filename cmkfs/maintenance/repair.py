@@ -59,7 +59,8 @@ class Repair:
     async def _round(self) -> bool:
         """True if something was done, after which the vault was surveyed again."""
         report, vault = self._check.report, self._check.opened
-        found = [finding for finding in [*report.damage, *report.notes] if finding.remedy is not Remedy.NONE]
+        # Notes wait until there is no damage: what looks left over may belong to something that lost its id.
+        found = [finding for finding in report.damage or report.notes if finding.remedy is not Remedy.NONE]
         if vault is None or not found:
             return False
         # The vault's own records first: while they are wrong, other things only look so.

@@ -13,10 +13,12 @@ from functools import partial
 from cmkfs.errors import CmkfsError, CmkNotFound, Damaged, KeyUnavailable, UnknownFormat
 from cmkfs.format.header import Identity, is_unwritten
 from cmkfs.format.layout import PAGE
+from cmkfs.format.vault import ZoneRoot
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.directory import OWN_PREFIX, Directories, Directory, plain_name
 from cmkfs.fs.inodes import Inode, InodeTable
 from cmkfs.fs.symlinks import Symlinks
+from cmkfs.fs.vaultdir import read_zone_record
 from cmkfs.fs.xattrs import PREFIX
 from cmkfs.keys.keyring import Keyring
 from cmkfs.keys.zone import Zone
@@ -54,6 +56,9 @@ class Vault:
     unsettled_since: int | None
     """None: the last session was closed. Else a ctime in ns: in files changed since, what a crash leaves is none."""
 
+    roots: tuple[ZoneRoot, ...]
+    """The zones below the root, as the list of them says."""
+
     @property
     def recovering(self) -> bool:
         """True if the next mount will recover."""
@@ -61,14 +66,14 @@ class Vault:
 
 
 class Survey:
-    """One walk. `enter_zone` is asked at each directory, by parent and entry, before it is authenticated."""
+    """One walk. `enter_zone` is asked of each directory before it is authenticated: does a zone begin there?"""
 
     def __init__(
         self,
         vault: Vault,
         readers: Readers,
         report: Report,
-        enter_zone: Callable[[Place, Inode], Awaitable[None]],
+        enter_zone: Callable[[Place, Inode], Awaitable[bool]],
         known_good: set[tuple[int, int, int]],
     ) -> None:
         self._vault = vault
@@ -81,6 +86,8 @@ class Survey:
         self._seen: set[int] = set()
         self._good: set[tuple[int, int, int]] = set()
         self._bad: set[tuple[int, int, int]] = set()
+        self._zone_places: set[Inode] = set()
+        self._given_up: set[Inode] = set()
         self._batch: list[Opened] = []
         self._waiting: list[tuple[Inode, bytes]] = []
 
@@ -101,7 +108,7 @@ class Survey:
         vault, self._report.directories = self._vault, self._report.directories + 1
         place = Place(*inode.places[-1], path, True) if inode.places else Place(inode, b"", path, True)
         directory = self._authenticated(inode, place)
-        if directory is None and inode is not vault.inodes.root and self._is_locked(inode):
+        if inode in self._given_up or (directory is None and inode.places and self._is_locked(inode)):
             return
         try:
             fd = vault.inodes.open(inode, os.O_RDONLY)
@@ -137,7 +144,11 @@ class Survey:
         try:
             claim = self._vault.directories.claim(inode)
         except (Damaged, KeyUnavailable):
-            self._damage(Remedy.NEW_ID, place, str(error))
+            if self._is_lost_zone(inode):
+                self._given_up.add(inode)
+                self._damage(Remedy.PUT_AWAY, place, "the root of a zone in another place than its own")
+            else:
+                self._damage(Remedy.NEW_ID, place, str(error))
             return None
         parent = place.parent.directory
         if str(error).startswith("two directories"):
@@ -148,8 +159,16 @@ class Survey:
             self._damage(Remedy.NEW_NAME, place, str(error))
         return claim
 
+    def _is_lost_zone(self, inode: Inode) -> bool:
+        """A zone that was moved is kept whole: in its own place it opens again."""
+        try:
+            record = read_zone_record(self._vault.inodes.dir_fd(inode))
+        except CmkfsError:
+            return False
+        return record.zone_id in {root.zone_id for root in self._vault.roots} and inode not in self._zone_places
+
     def _is_zone_root(self, inode: Inode, directory: Directory | None) -> bool:
-        if inode is not self._vault.inodes.root and not (directory and self._vault.directories.is_zone_root(directory)):
+        if inode is not self._vault.inodes.root and inode not in self._zone_places:
             return False
         if directory is not None:
             self._report.zone_roots[directory.zone.zone_id] = inode
@@ -195,6 +214,13 @@ class Survey:
             self._damage(Remedy.NEW_NAME, place, why or "a name in a directory without its id")
         return place
 
+    def _misses_zone(self, inode: Inode) -> bool:
+        try:
+            self._vault.directories.claim(inode)
+        except CmkfsError:
+            return True
+        return False
+
     async def _subdirectory(self, place: Place, found: os.stat_result) -> None:
         try:
             inode = self._vault.inodes.learn(found, place.parent, place.entry)
@@ -202,13 +228,16 @@ class Survey:
             self._damage(Remedy.NONE, place, str(error))
             return
         try:
-            await self._enter_zone(place, inode)
+            if await self._enter_zone(place, inode):
+                self._zone_places.add(inode)
         except (KeyUnavailable, CmkNotFound) as error:
             self._lock(error)
             check_tree(self._vault.inodes, inode, place.path, self._report)
             return
         except (Damaged, UnknownFormat) as error:
-            self._damage(Remedy.NONE, place, str(error))
+            # A directory of a zone that is open only hangs here; one that cannot be opened is kept as it is.
+            remedy = Remedy.PUT_AWAY if self._misses_zone(inode) else Remedy.NEW_NAME
+            self._damage(remedy, place, str(error))
             return
         self._waiting.append((inode, place.path))
 
