@@ -114,7 +114,7 @@ class LogFile:
         written = os.write(self._fd, line)
         if written != len(line):
             os.ftruncate(self._fd, self.size)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            raise self._full()
         self.size += written
         self.seq += 1
         self.mac = mac
@@ -131,9 +131,11 @@ class LogFile:
     def require_room(self) -> None:
         """Return if a record can be written now. Raises OSError."""
         try:
-            os.write(self._fd, b" " * _ROOM)
+            written = os.write(self._fd, b" " * _ROOM)
         finally:
             os.ftruncate(self._fd, self.size)
+        if written < _ROOM:
+            raise self._full()
 
     def sync(self) -> None:
         """What was written survives a power cut. Blocks. Raises OSError."""
@@ -172,6 +174,9 @@ class LogFile:
         os.close(old)
 
     # -- how -------------------------------------------------------------------------------------
+
+    def _full(self) -> OSError:
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def _open(self, path: Path, flags: int) -> int:
         fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_MODE)

@@ -8,7 +8,7 @@ when they cannot be written they wait in memory until there is room.
 import json
 import logging
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
@@ -54,7 +54,7 @@ class Recorder:
         self._mount = mount
         self._tell = tell
         self._alarm = Alarm(settings)
-        self._folds: dict[_Use, _Fold] = {}
+        self._folds: OrderedDict[_Use, _Fold] = OrderedDict()  # a dict would search its front for the oldest
         self._zones: dict[bytes, str] = {}
         self._programs: dict[str, str] = {}
         self._waiting: deque[tuple[str, str]] = deque()
