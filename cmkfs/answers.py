@@ -9,7 +9,7 @@ from dataclasses import asdict
 import trio
 
 from cmkfs.auditing import MountAudit
-from cmkfs.control.protocol import Fields
+from cmkfs.control.protocol import PEER, Fields, Peer
 from cmkfs.control.server import Handler
 from cmkfs.errors import CmkfsError, Locked, NotFound, TokenUnavailable, UsageError
 from cmkfs.format.header import Identity
@@ -66,7 +66,7 @@ class ControlAnswers:
         for zone in zones:
             zone.locked_by_operator = True
         why = Locked("an operator locked the zone", hint=f"cmkfs unlock {self._mounted.mountpoint}")
-        report = await self._mounted.locks.lock(zones, why, drop_dirty=bool(arguments.get("now")))
+        report = await self._mounted.locks.lock(zones, why, drop_dirty=bool(arguments.get("now")), by=_asker(arguments))
         return {
             "was_locked": already,
             "stored_bytes": report.stored_bytes,
@@ -76,6 +76,16 @@ class ControlAnswers:
 
     async def _unlock(self, arguments: Fields) -> Fields:
         zones = self._named(arguments)
+        try:
+            return await self._unlock_zones(zones, _asker(arguments))
+        except CmkfsError as error:
+            for zone in zones:
+                self._mounted.keyring.audit.changed(
+                    "unlock", outcome="refused", reason=str(error), caller=_asker(arguments), zone=zone
+                )
+            raise
+
+    async def _unlock_zones(self, zones: list[Zone], by: Peer | None) -> Fields:
         was_unlocked = all(zone.state is ZoneState.SERVING for zone in zones)
         for zone in zones:
             watch = self._mounted.watches[zone.cmk_id]
@@ -84,7 +94,7 @@ class ControlAnswers:
                 raise type(watch.refusal)(str(watch.refusal), hint=watch.refusal.next_step)
             if not watch.healthy:
                 raise TokenUnavailable("the token does not answer")
-        await self._mounted.locks.unlock(zones)
+        await self._mounted.locks.unlock(zones, by=by)
         for zone in zones:
             zone.locked_by_operator = False
         return {"was_unlocked": was_unlocked}
@@ -209,3 +219,9 @@ class ControlAnswers:
 
     def _backing_path(self, inode: Inode) -> str:
         return str(self._mounted.vault.joinpath(*backing_parts(inode)))
+
+
+def _asker(arguments: Fields) -> Peer | None:
+    """Who sent the request."""
+    peer = arguments.get(PEER)
+    return peer if isinstance(peer, Peer) else None

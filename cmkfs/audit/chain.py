@@ -121,9 +121,8 @@ class Verifier:
         self.mac = NO_MAC
         self.checkpoint_seq = 0
 
-    def fault(self, raw: bytes) -> str:
-        """What is wrong with the next line, empty if nothing."""
-        line = parse(raw)
+    def fault(self, line: Line | None) -> str:
+        """What is wrong with the next line, empty if nothing. None is a line that `parse` did not take."""
         if line is None:
             return f"record {self.seq + 1} was edited: it is no record any more"
         seq = line.number("seq")

@@ -159,7 +159,9 @@ class _Known:
     def add(self, head: Head, who: str) -> None:
         self.who.setdefault(head.seq, []).append((head.mac, who))
 
-    def fault(self, line: Line) -> str:
+    def fault(self, line: Line | None) -> str:
+        if line is None:
+            return ""
         for mac, who in self.who.get(line.number("seq"), ()):
             if mac != line.text("mac"):
                 return f"record {line.number('seq')} is another one than {who} remembers"
@@ -187,10 +189,8 @@ def verify(chain: Chain, token_mac: TokenMac, heads: Iterable[tuple[Head, str]],
     last = chain.segments[-1].path
     for segment in chain.segments:
         for number, raw in raw_lines(segment):
-            fault = verifier.fault(raw)
             line = parse(raw)
-            if not fault and line is not None:
-                fault = known.fault(line)
+            fault = verifier.fault(line) or known.fault(line)
             if fault:
                 return _result(chain, verifier, fault, f"{segment.path}:{number}")
     cut = known.beyond(verifier.seq)

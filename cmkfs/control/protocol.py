@@ -48,6 +48,19 @@ class Request:
         return cls(op, fields)
 
 
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who sent a request, as the kernel knows it (SO_PEERCRED of unix(7))."""
+
+    uid: int
+    gid: int
+    pid: int
+
+
+PEER = "by"
+"""The argument that the server sets, whatever the request says: the `Peer`."""
+
+
 def answer_line(fields: Fields) -> bytes:
     """A good answer, as it is sent."""
     return _line({"ok": fields})

@@ -15,7 +15,7 @@ from typing import Final
 import trio
 
 from cmkfs.control import registry
-from cmkfs.control.protocol import AWAIT_EXIT, REQUEST_LIMIT, Fields, Request, answer_line, error_line
+from cmkfs.control.protocol import AWAIT_EXIT, PEER, REQUEST_LIMIT, Fields, Peer, Request, answer_line, error_line
 from cmkfs.control.registry import MountRecord
 from cmkfs.errors import Busy, CmkfsError, PolicyDenied, UsageError
 from cmkfs.home import Home
@@ -155,19 +155,20 @@ class ControlServer:
             while (line := await self._next_line(stream, unread)) is not None:
                 # Refused only now that its request is read: a socket that is closed with bytes unread
                 # can reset the client's end before it has seen why.
-                self._admit(stream)
-                if not await self._answer(stream, line):
+                peer = self._admit(stream)
+                if not await self._answer(stream, line, peer):
                     return
         except CmkfsError as error:  # one that ends the conversation, not the answer to a request
             await _send(stream, error_line(error))
 
-    def _admit(self, stream: trio.SocketStream) -> None:
+    def _admit(self, stream: trio.SocketStream) -> Peer:
         credentials = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        _, uid, _ = _UCRED.unpack(credentials)
+        pid, uid, gid = _UCRED.unpack(credentials)
         if uid not in (0, os.geteuid()):
             raise PolicyDenied(f"uid {uid} may not control a mount of uid {os.geteuid()}")
         if self._connections > MAX_CONNECTIONS:
             raise Busy(f"more than {MAX_CONNECTIONS} control clients")
+        return Peer(uid, gid, pid)
 
     async def _next_line(self, stream: trio.SocketStream, unread: bytearray) -> bytes | None:
         """The next request, None when the client has no more. Raises UsageError if it is too long."""
@@ -189,7 +190,7 @@ class ControlServer:
             return line
         return None
 
-    async def _answer(self, stream: trio.SocketStream, line: bytes) -> bool:
+    async def _answer(self, stream: trio.SocketStream, line: bytes, peer: Peer) -> bool:
         """Answer one request; False if nothing can follow it."""
         more = True
         try:
@@ -198,18 +199,18 @@ class ControlServer:
                 await self._until_ended_or_gone(stream)
                 answer, more = answer_line(self._result), False
             else:
-                answer = answer_line(await self._handle(request))
+                answer = answer_line(await self._handle(request, peer))
         except CmkfsError as error:
             answer = error_line(error)
         await _send(stream, answer)
         return more
 
-    async def _handle(self, request: Request) -> Fields:
+    async def _handle(self, request: Request, peer: Peer) -> Fields:
         handler = self._handlers.get(request.op)
         if handler is None:
             raise UsageError(f"this mount knows no operation {request.op!r}")
         try:
-            return await handler(request.arguments)
+            return await handler({**request.arguments, PEER: peer})
         except CmkfsError:
             raise
         except Exception as error:

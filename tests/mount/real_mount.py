@@ -8,7 +8,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,22 @@ class Site:
         )
         assert done.returncode in codes, f"cmkfs {' '.join(arguments)}: {done.returncode}: {done.stdout}"
         return done.stdout
+
+    @contextlib.contextmanager
+    def started(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+        """A command that goes on, with its standard output; it is ended after the block."""
+        with subprocess.Popen(
+            [sys.executable, "-P", "-m", "cmkfs", *arguments],
+            env={**os.environ, "CMKFS_HOME": str(self.home.root), "PYTHONPATH": str(REPOSITORY)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            **self._user(),
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def _user(self) -> dict[str, Any]:
         if self.who is None:

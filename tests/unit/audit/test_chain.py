@@ -32,7 +32,7 @@ def chain_of(*epochs: int, chain: str = CHAIN, first: int = 1, prev: str = NO_MA
 
 def first_fault(lines: list[bytes], *, partial: bool = False) -> str:
     verifier = Verifier(CHAIN, token_mac, partial=partial)
-    return next((fault for line in lines if (fault := verifier.fault(line))), "")
+    return next((fault for line in lines if (fault := verifier.fault(parse(line)))), "")
 
 
 def test_a_chain_is_genuine_over_epochs() -> None:
@@ -40,7 +40,7 @@ def test_a_chain_is_genuine_over_epochs() -> None:
     assert first_fault(lines) == ""
     assert [json.loads(line)["seq"] for line in lines] == list(range(1, 9))
     verifier = Verifier(CHAIN, token_mac)
-    assert not any(verifier.fault(line) for line in lines)
+    assert not any(verifier.fault(parse(line)) for line in lines)
     assert (verifier.first, verifier.seq, verifier.checkpoint_seq) == (1, 8, 5)
 
 

@@ -17,7 +17,7 @@ import trio
 
 from cmkfs.control import client, registry
 from cmkfs.control import server as server_module
-from cmkfs.control.protocol import REQUEST_LIMIT, Fields
+from cmkfs.control.protocol import PEER, REQUEST_LIMIT, Fields, Peer
 from cmkfs.control.registry import MountRecord
 from cmkfs.control.server import ControlServer, Handler
 from cmkfs.errors import Busy, CmkfsError, Disabled, UsageError
@@ -59,6 +59,9 @@ def entry(home: Home) -> registry.Entry:
 
 
 async def echo(arguments: Fields) -> Fields:
+    peer = arguments.pop(PEER)
+    assert isinstance(peer, Peer)
+    assert peer == Peer(os.getuid(), os.getgid(), os.getpid())
     return arguments
 
 
@@ -66,6 +69,11 @@ async def test_arguments_go_and_the_answer_comes_back(home: Home) -> None:
     async with serving(home, {"echo": echo}):
         answer = await outside(lambda: client.ask(entry(home), "echo", path="a\udcffb", n=1))
     assert answer == {"path": "a\udcffb", "n": 1}
+
+
+async def test_a_request_cannot_say_that_it_is_somebody_elses(home: Home) -> None:
+    async with serving(home, {"echo": echo}):
+        assert await outside(lambda: client.ask(entry(home), "echo", by={"uid": 0, "gid": 0, "pid": 1})) == {}
 
 
 async def test_the_class_of_an_error_survives_the_socket(home: Home) -> None:
