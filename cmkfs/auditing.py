@@ -27,6 +27,8 @@ CHANGE_SECONDS = 2.0
 """The same for a change: it is rare, and what somebody would cut off first."""
 LOOK_SECONDS = 1.0
 """While there are records: how often folds are ended and the file is looked at."""
+DELIVERY_SECONDS = 5.0
+"""How long the end of a mount waits for alerts to be delivered."""
 MOST_MOUNTS = 1000
 
 log = logging.getLogger(__name__)
@@ -133,7 +135,7 @@ class MountAudit:
         self._closed = True
         self.recorder.end_folds(everything=True)
         await self._checkpoint()
-        await trio.to_thread.run_sync(self._delivery.close)
+        await trio.to_thread.run_sync(self._delivery.close, DELIVERY_SECONDS)
         self.file.close()
 
     # -- how -------------------------------------------------------------------------------------
@@ -179,8 +181,8 @@ class MountAudit:
         if self.file.moved:
             await self._rotate("the file was moved")
         elif self.file.cut:
+            await self._rotate("the file was changed")  # first, so that nothing stands behind the cut
             self.recorder.alert(Kind.LOG_CUT, f"{self.file.path} was changed while it was written")
-            await self._rotate("the file was changed")
         elif self.file.size > self._settings.rotate_mib << 20:
             await self._rotate(f"longer than {self._settings.rotate_mib} MiB")
 

@@ -209,7 +209,7 @@ class Mounted:
         async def unlock() -> None:
             await self.locks.unlock(z for z in self.under(zone.cmk_id) if not z.locked_by_operator)
 
-        return CmkWatch(
+        watch = CmkWatch(
             zone.cmk_id,
             zone.cmk_name,
             self.keyring.token,
@@ -219,6 +219,8 @@ class Mounted:
             revocation_bound=self._options.revocation_bound,
             outage_grace=self._options.outage_grace,
         )
+        watch.on_policy = lambda found: self.keyring.audit.changed("policy.taken", reason=found or "none", zone=zone)
+        return watch
 
     async def lock_all(self, why: str) -> LockReport:
         """As an operator does it, until `unlock`."""

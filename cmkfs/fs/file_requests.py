@@ -25,12 +25,12 @@ class FileRequests(NameRequests):
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         began = time.monotonic_ns()
         node = self._inodes[inode]
-        zone = self._allowed(node, ctx, *actions_of(flags))
+        zone, rule = self._allowed_by(node, ctx, *actions_of(flags))
         file = await self._opener.open(node, zone)
         request = request_of(ctx)
         number = self.handles.add_file(FileHandle(file, request, flags))
         try:
-            self._reporting.used(_OPENED[flags & os.O_ACCMODE], file, request, began)
+            self._reporting.used(_OPENED[flags & os.O_ACCMODE], file, request, rule, began)
             if flags & os.O_TRUNC:
                 await self._setattr.truncate(file, 0, request)
             zone.check()

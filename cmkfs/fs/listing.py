@@ -4,6 +4,7 @@ An entry that is there all the time is in the listing exactly once, whatever els
 """
 
 import os
+from collections.abc import Callable
 
 import pyfuse3
 import trio
@@ -21,10 +22,18 @@ _BIG_DIRECTORY = 65_536
 class Listing:
     """Fills directory handles, and the kernel's buffers from them."""
 
-    def __init__(self, inodes: InodeTable, directories: Directories, attributes: Attributes) -> None:
+    def __init__(
+        self,
+        inodes: InodeTable,
+        directories: Directories,
+        attributes: Attributes,
+        on_damage: Callable[[DirHandle, bytes, Damaged], None],
+    ) -> None:
+        """`on_damage` is told of an entry of the vault that is not shown, because it does not authenticate."""
         self._inodes = inodes
         self._directories = directories
         self._attributes = attributes
+        self._on_damage = on_damage
 
     async def read(self, handle: DirHandle) -> None:
         """Read the directory anew. Raises Locked, Damaged, OSError."""
@@ -57,8 +66,11 @@ class Listing:
         try:
             name = plain_name(self._directories.of(handle.inode), dir_fd, entry)
             found = os.stat(entry, dir_fd=dir_fd, follow_symlinks=False)
-        except (Damaged, FileNotFoundError):
-            return True  # not a name of this directory, or removed since the listing was read
+        except FileNotFoundError:
+            return True  # removed since the listing was read
+        except Damaged as error:
+            self._on_damage(handle, entry, error)
+            return True  # not a name of this directory
         inode = self._inodes.learn(found, handle.inode, entry)
         if not pyfuse3.readdir_reply(token, name, self._attributes.fill(inode, found), number + 1):
             self._inodes.drop_if_unused(inode)

@@ -98,7 +98,10 @@ class NameRequests(RequestHandlers):
         new = await self._keyring.new_file(directory.zone)
         identity = new[0]
         version = identity.recipients[0].version.version
-        self._keyring.audit.used(directory.zone, request, "create", identity.file_id, version, began_ns=began)
+        rule = self._keyring.authorize(directory.zone, request, Action.CREATE)  # again: it has waited for the token
+        self._keyring.audit.used(
+            directory.zone, request, "create", identity.file_id, version, rule=rule, began_ns=began
+        )
         inode, fd = self._namespace.create(parent, name, mode, request)
         try:
             self._opener.created(inode, fd, new)

@@ -53,13 +53,14 @@ class Operations(FileRequests, XattrRequests):
     ) -> pyfuse3.EntryAttributes:
         node = self._inodes[inode]
         handle = self.handles.files.get(fh) if fh is not None else None
+        rule = ""
         if handle is None or not handle.writable:
-            self._allowed(node, ctx, Action.WRITE)
+            _, rule = self._allowed_by(node, ctx, Action.WRITE)
         zone = self.zone_of(node)
         if fields.update_size and handle is None and node.fmt == stat.S_IFREG:
             async with self._xattrs.owned(node, zone):
                 assert node.file is not None
-                self._reporting.used("truncate", node.file, request_of(ctx))
+                self._reporting.used("truncate", node.file, request_of(ctx), rule)
                 await self._setattr.apply(node, zone, attr, fields, request_of(ctx))
         else:
             await self._setattr.apply(node, zone, attr, fields, request_of(ctx))

@@ -6,7 +6,7 @@ import pyfuse3
 
 from cmkfs.errors import CmkfsError, Damaged, KeyUnavailable, PolicyDenied
 from cmkfs.fs.directory import Directories, backing_name
-from cmkfs.fs.handles import Handles
+from cmkfs.fs.handles import DirHandle, Handles
 from cmkfs.fs.inodes import Inode, InodeTable
 from cmkfs.fs.openfile import OpenFile
 from cmkfs.keys.keyring import Keyring
@@ -26,11 +26,11 @@ class Reporting:
         self._handles = handles
         self._keyring = keyring
 
-    def used(self, event: str, file: OpenFile, request: Request, began_ns: int = 0) -> None:
-        """A caller gets the use of a file's key. Raises AuditFailed."""
+    def used(self, event: str, file: OpenFile, request: Request, rule: str, began_ns: int = 0) -> None:
+        """A caller gets the use of a file's key, as `rule` allows. Raises AuditFailed."""
         identity = file.identity
         version = identity.recipients[0].version.version
-        self._keyring.audit.used(file.zone, request, event, identity.file_id, version, began_ns=began_ns)
+        self._keyring.audit.used(file.zone, request, event, identity.file_id, version, rule=rule, began_ns=began_ns)
 
     def failed(self, event: str, args: tuple[object, ...], error: CmkfsError) -> None:
         """A request ended in an error: recorded if it is a refusal or damage."""
@@ -44,8 +44,14 @@ class Reporting:
             caller=request,
             zone=self._zone(inode),
             file_id=file.identity.file_id if file is not None else None,
+            rule=error.rule or None if isinstance(error, PolicyDenied) else None,
             path=self._path(inode, args) if file is None or isinstance(error, Damaged) else None,
         )
+
+    def damaged_entry(self, handle: DirHandle, entry: bytes, error: Damaged) -> None:
+        """A listing met an entry that is no name of its directory."""
+        path = "/".join([*backing_parts(handle.inode), os.fsdecode(entry)])
+        self._keyring.audit.refused("readdir", error, caller=handle.request, zone=self._zone(handle.inode), path=path)
 
     def _met(self, event: str, args: tuple[object, ...]) -> tuple[Inode | None, Request | None]:
         """The inode that a request is about, and who asks: for what goes by handle, who opened it."""

@@ -64,9 +64,9 @@ class RequestHandlers(pyfuse3.Operations):
         self._setattr = setattr_
         self._symlinks = Symlinks(backing.root_fd)
         self._xattrs = Xattrs(inodes, directories, opener)
-        self._listing = Listing(inodes, directories, attributes)
         self.handles = Handles()
         self._reporting = Reporting(inodes, directories, self.handles, keyring)
+        self._listing = Listing(inodes, directories, attributes, self._reporting.damaged_entry)
         self.stored_while_settling = 0
         self.refused_bytes = 0
 
@@ -96,10 +96,17 @@ class RequestHandlers(pyfuse3.Operations):
         return directory
 
     def _allowed(self, inode: Inode, ctx: pyfuse3.RequestContext, *actions: Action) -> Zone:
+        return self._allowed_by(inode, ctx, *actions)[0]
+
+    def _allowed_by(self, inode: Inode, ctx: pyfuse3.RequestContext, *actions: Action) -> tuple[Zone, str]:
+        """The zone, and the rules that allow it."""
         zone = self.zone_of(inode)
-        for action in actions:
-            self._keyring.authorize(zone, request_of(ctx), action)
-        return zone
+        request = request_of(ctx)
+        rule = self._keyring.authorize(zone, request, actions[0])
+        for action in actions[1:]:
+            another = self._keyring.authorize(zone, request, action)
+            rule = rule if another == rule else f"{rule},{another}"
+        return zone, rule
 
     def _entry(self, inode: Inode, found: os.stat_result) -> pyfuse3.EntryAttributes:
         """An entry given to the kernel: from now on it knows the inode."""

@@ -19,20 +19,20 @@ class XattrRequests(RequestHandlers):
             # Answered once, ENOSYS keeps the kernel from asking before each write.
             raise pyfuse3.FUSEError(errno.ENOSYS)
 
-    def _used_attributes(self, event: str, node: Inode, ctx: pyfuse3.RequestContext) -> None:
+    def _used_attributes(self, event: str, node: Inode, ctx: pyfuse3.RequestContext, rule: str) -> None:
         if node.file is not None:  # a directory's are under the zone's key
-            self._reporting.used(event, node.file, request_of(ctx))
+            self._reporting.used(event, node.file, request_of(ctx), rule)
 
     @guarded
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         self._check_xattrs()
         check_name(name)
         node = self._inodes[inode]
-        zone = self._allowed(node, ctx, Action.READ)
+        zone, rule = self._allowed_by(node, ctx, Action.READ)
         if not self._xattrs.has_any(node):
             raise pyfuse3.FUSEError(errno.ENODATA)
         async with self._xattrs.owned(node, zone):
-            self._used_attributes("xattr.read", node, ctx)
+            self._used_attributes("xattr.read", node, ctx, rule)
             return self._xattrs.get(node, zone, name)
 
     @guarded
@@ -40,9 +40,9 @@ class XattrRequests(RequestHandlers):
         self._check_xattrs()
         check_name(name)
         node = self._inodes[inode]
-        zone = self._allowed(node, ctx, Action.WRITE)
+        zone, rule = self._allowed_by(node, ctx, Action.WRITE)
         async with self._xattrs.owned(node, zone):
-            self._used_attributes("xattr.write", node, ctx)
+            self._used_attributes("xattr.write", node, ctx, rule)
             self._xattrs.set(node, zone, name, value)
 
     @guarded
@@ -50,18 +50,18 @@ class XattrRequests(RequestHandlers):
         self._check_xattrs()
         check_name(name)
         node = self._inodes[inode]
-        zone = self._allowed(node, ctx, Action.WRITE)
+        zone, rule = self._allowed_by(node, ctx, Action.WRITE)
         async with self._xattrs.owned(node, zone):
-            self._used_attributes("xattr.write", node, ctx)
+            self._used_attributes("xattr.write", node, ctx, rule)
             self._xattrs.remove(node, zone, name)
 
     @guarded
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
         self._check_xattrs()
         node = self._inodes[inode]
-        zone = self._allowed(node, ctx, Action.READ)
+        zone, rule = self._allowed_by(node, ctx, Action.READ)
         if not self._xattrs.has_any(node):
             return []
         async with self._xattrs.owned(node, zone):
-            self._used_attributes("xattr.read", node, ctx)
+            self._used_attributes("xattr.read", node, ctx, rule)
             return self._xattrs.names(node, zone)

@@ -58,14 +58,15 @@ class Keyring:
 
     # -- who may ---------------------------------------------------------------------------------
 
-    def authorize(self, zone: Zone, request: Request, action: Action) -> None:
-        """Return if the zone serves and its policy allows. Raises PolicyDenied, Locked, Disabled, …"""
+    def authorize(self, zone: Zone, request: Request, action: Action) -> str:
+        """The rule that allows it, if the zone serves. Raises PolicyDenied, Locked, Disabled, …"""
         zone.check()
         decision = self.policies.decide(zone.cmk_id, request, action)
         if not decision.allowed:
             raise PolicyDenied(
                 f"uid {request.uid} may not {action} under CMK {zone.cmk_name}", rule=decision.rule, action=action
             )
+        return decision.rule
 
     def authorize_any(self, zone: Zone, request: Request, actions: tuple[Action, ...]) -> None:
         """Return if at least one of `actions` is allowed: a name is looked up before anything else is done with it."""

@@ -60,6 +60,8 @@ class CmkWatch:
         self._policy_text: str | None = None
         self._looking = trio.Lock()
         self.refusal: KeyUnavailable | None = None
+        self.on_policy: Callable[[str], None] = lambda _: None
+        """Told the fingerprint of each policy that takes the place of another."""
 
     @property
     def healthy(self) -> bool:
@@ -137,7 +139,12 @@ class CmkWatch:
         """Decide by this policy from now on; one that cannot be read allows nobody anything."""
         if text == self._policy_text and self._policies.knows(self._cmk_id):
             return
-        self._policy_text = text
+        replaces, self._policy_text = self._policies.knows(self._cmk_id), text
+        self._put_in_force(text)
+        if replaces:
+            self.on_policy(self.policy_hash)
+
+    def _put_in_force(self, text: str | None) -> None:
         try:
             policy = None if text is None else parse(text, name=f"policy of {self._name}", accounts=SystemAccounts())
         except ConfigError as error:

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import pytest
 from children import ALICE, in_child
-from real_mount import OWN_CMK, SHARED_CMK, RealMount, Site
+from real_mount import EVERYONE, OWN_CMK, SHARED_CMK, RealMount, Site
 
 ROOM = 512 * 1024
 PAGE = 4096
@@ -187,6 +187,45 @@ def test_damage_names_the_file_in_the_vault(served: RealMount) -> None:
     assert {record["path"] for record in damage} == {str(backing.relative_to(served.vault))}
     assert "tampering" in {record["rule"] for record in show(served.site, "--event", "alert")}
     path.unlink()
+
+
+def test_a_name_from_elsewhere_is_named_when_it_is_not_listed(served: RealMount) -> None:
+    there = served.path / "there"
+    there.mkdir()
+    (served.path / "moved").write_text("x")
+    name, place = backing_of(served, served.path / "moved"), backing_of(served, there)
+    name.rename(place / name.name)
+    try:
+        assert os.listdir(there) == []
+        found = [record for record in show(served.site, "--event", "readdir") if record["outcome"] == "damaged"]
+        assert found[-1]["path"] == f"{place.name}/{name.name}"
+    finally:
+        (place / name.name).rename(name)
+
+
+def test_a_changed_policy_is_a_change_of_the_mount_too(served: RealMount) -> None:
+    policy = served.site.top / "policy.toml"
+    policy.write_text(f"{EVERYONE}\n# changed\n")
+    served.site.cmkfs("policy", "set", SHARED_CMK, str(policy))
+    found = {(record["event"], record["rule"]) for record in show(served.site, "--since", "1m")}
+    assert {("policy.set", None), ("policy.taken", None), ("alert", "policy-changed")} <= found
+
+
+def test_a_refusal_names_the_rule(served: RealMount) -> None:
+    path = served.path / "denied"
+    path.write_text("x")
+    policy = served.site.top / "deny.toml"
+    policy.write_text(
+        f'{EVERYONE}\n[[rule]]\nid = "leavers"\neffect = "deny"\nwho = ["uid:{ALICE.uid}"]\nactions = ["read"]\n'
+    )
+    served.site.cmkfs("policy", "set", SHARED_CMK, str(policy))
+    try:
+        with pytest.raises(PermissionError):
+            in_child(lambda: path.read_text(), ALICE)
+        refused = show(served.site, "--outcome", "refused", "--user", str(ALICE.uid))[-1]
+        assert (refused["event"], refused["rule"], refused["cmk"]) == ("open", "leavers", SHARED_CMK)
+    finally:
+        served.site.cmkfs("policy", "set", SHARED_CMK, str(served.site.top / "everyone.toml"))
 
 
 # -- Killed, full, moved ---------------------------------------------------------------------------
