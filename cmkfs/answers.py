@@ -86,6 +86,8 @@ class ControlAnswers:
             raise
 
     async def _unlock_zones(self, zones: list[Zone], by: Peer | None) -> Fields:
+        if self._audit is not None:
+            self._audit.recorder.require_room()
         was_unlocked = all(zone.state is ZoneState.SERVING for zone in zones)
         for zone in zones:
             watch = self._mounted.watches[zone.cmk_id]
@@ -142,7 +144,7 @@ class ControlAnswers:
             "audit": self._audit_facts(),
             "recovered": None if self._mounted.recovered is None else self._mounted.recovered.facts(),
             "stable_pages": "device" if self._mounted.backing.kind.waits_by_itself else "waited",
-            "warnings": self._mounted.warnings(),
+            "warnings": [*self._mounted.warnings(), *self._audit_warnings()],
         }
 
     async def _audit_head(self, _arguments: Fields) -> Fields:
@@ -163,6 +165,10 @@ class ControlAnswers:
             "waiting": recorder.waiting,
             "lost": recorder.lost,
         }
+
+    def _audit_warnings(self) -> list[str]:
+        failure = self._audit.recorder.failure if self._audit is not None else None
+        return [] if failure is None else [f"the audit log cannot be written: {failure.strerror or failure}"]
 
     async def _token_facts(self) -> Fields:
         healthy = all(watch.healthy for watch in self._mounted.watches.values())

@@ -158,6 +158,11 @@ class Recorder:
         if not self._catch_up() and self._must:
             raise AuditFailed(f"the audit log cannot be written: {self._why()}")
 
+    def require_room(self) -> None:
+        """Return if keys may be given out again. Raises AuditFailed if that could not be recorded and must be."""
+        if self._must and not (self._catch_up() and self._try(self.file.require_room)):
+            raise AuditFailed(f"the use of keys cannot be recorded: {self._why()}")
+
     def checkpoint(self, epoch: Epoch) -> bool:
         """Write one; False if that is not possible now."""
         if not self._catch_up():

@@ -270,6 +270,8 @@ def test_a_full_audit_disk_stops_the_use_of_keys_and_nothing_else(served: RealMo
             site.cmkfs("lock", str(served.path))
             with pytest.raises(OSError, match="Required key"):
                 path.read_text()
+            assert "cannot be recorded" in site.cmkfs("unlock", str(served.path), codes=(4,))
+            assert "the audit log cannot be written" in site.cmkfs("status", str(served.path), codes=(4,))
         finally:
             filler.unlink()
         site.cmkfs("unlock", str(served.path))
