@@ -328,7 +328,8 @@ def test_a_cut_under_a_live_mount_is_found_to_the_last_record(served: RealMount)
         (fault,) = verified(served.site).values()
         _until(lambda: "audit-log-cut" in {record["rule"] for record in show(served.site, "--event", "alert")})
         file.write(whole)
-    assert "cut off: the mount remembers it" in fault
+    # The mount may have gone on in another file before `verify` read this one: then the record is missing in between.
+    assert "cut off: the mount remembers it" in fault or "was removed" in fault, fault
 
 
 def test_what_is_done_to_the_log_of_an_ended_mount(audited: Site) -> None:
