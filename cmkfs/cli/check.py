@@ -19,7 +19,7 @@ from cmkfs.errors import EXIT_DAMAGED, EXIT_KEY, CmkfsError, KeyUnavailable, Not
 from cmkfs.format.layout import PAGE
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.ownership import Ownership
-from cmkfs.fs.vaultdir import read_vault_file
+from cmkfs.fs.vaultdir import SPARE_FILE, read_vault_file
 from cmkfs.home import Home
 from cmkfs.keys.access import TokenAccess
 from cmkfs.keys.memory import protect_memory
@@ -30,6 +30,7 @@ from cmkfs.maintenance.findings import Report
 from cmkfs.maintenance.lost import Action, free_owner
 from cmkfs.maintenance.readers import Readers
 from cmkfs.maintenance.repair import Repair
+from cmkfs.maintenance.spare import restore
 
 _SHOWN = 50
 """Findings that are printed; `--json` has them all."""
@@ -45,7 +46,7 @@ def check(vault: Path, repair: bool, break_lock: bool, as_json: bool) -> int:
 
     With --repair: what can be read is saved, what cannot is moved to cmkfs.lost in the vault.
     """
-    path = existing_vault(vault)
+    path = vault.resolve() if repair and (vault / SPARE_FILE).is_file() else existing_vault(vault)
     protect_memory()
     home, event = Home.from_environment(), "vault.repair" if repair else "vault.check"
     with _owned(path, repair=repair, break_lock=break_lock) as backing, Readers() as readers:
@@ -103,16 +104,19 @@ async def _run(
     """Check, or repair, with the token as far as it is there: without it the structure can be looked at."""
     home = Home.from_environment()
     settings = config.load(home.config_file)
-    vault, process = read_vault_file(path), TokenProcess()
+    process, actions = TokenProcess(), list[Action]()
     client = None if why_not else TokenClient(process, settings.token.deadline)
     try:
         if client is not None:
             access = TokenAccess.of(settings, home)
             await process.open(access, access.read_pin(), settings.token.deadline)
+        if repair and client is not None:
+            actions += await restore(backing, client)
+        vault = read_vault_file(path)
         checking = Check(Access(backing, vault, client, why_not), readers)
         try:
             with progress.shown(lambda: _far(checking.report)):
-                actions = await Repair(checking).run() if repair else []
+                actions += await Repair(checking).run() if repair else []
                 report = checking.report if repair else await checking.run()
         finally:
             checking.close()

@@ -25,6 +25,7 @@ VAULT_FILE = "cmkfs.vault"
 SESSION_FILE = "cmkfs.session"
 ZONES_FILE = "cmkfs.zones"
 OWNER_FILE = "cmkfs.owner"
+SPARE_FILE = "cmkfs.spare"
 ZONE_RECORD = "cmkfs.zone"
 _LARGEST_VAULT_FILE = 65_536
 _LARGEST_RECORD = 16 * 1024 * 1024
@@ -109,6 +110,11 @@ class VaultDir:
             return _read_file(name, _LARGEST_RECORD, dir_fd=self._backing.root_fd)
         except OSError as error:
             raise Damaged(f"the vault has no {name}") from error
+
+
+def read_own_file(backing: Backing, name: str) -> bytes:
+    """All of a file of the vault's own. Raises OSError, Damaged."""
+    return _read_file(name, _LARGEST_VAULT_FILE, dir_fd=backing.root_fd)
 
 
 def session_says_open(backing: Backing) -> bool:

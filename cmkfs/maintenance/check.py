@@ -8,12 +8,21 @@ import stat
 from dataclasses import dataclass
 
 from cmkfs.errors import CmkNotFound, Damaged, Disabled, KeyUnavailable
+from cmkfs.format import b64
 from cmkfs.format.vault import NO_DIRECTORY, SessionState, VaultFile, ZoneRecord, ZoneRoot
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.directory import OWN_PREFIX, Directories
 from cmkfs.fs.inodes import Inode, InodeTable
 from cmkfs.fs.symlinks import LINKS_DIR, Symlinks
-from cmkfs.fs.vaultdir import SESSION_FILE, ZONE_RECORD, ZONES_FILE, VaultDir, read_zone_record, session_says_open
+from cmkfs.fs.vaultdir import (
+    SESSION_FILE,
+    SPARE_FILE,
+    ZONE_RECORD,
+    ZONES_FILE,
+    VaultDir,
+    read_zone_record,
+    session_says_open,
+)
 from cmkfs.keys.keyring import Keyring
 from cmkfs.keys.policies import Policies
 from cmkfs.keys.provider import CmkState
@@ -21,6 +30,7 @@ from cmkfs.keys.token_client import TokenClient
 from cmkfs.keys.zone import Zone
 from cmkfs.maintenance.findings import Finding, Place, Remedy, Report
 from cmkfs.maintenance.readers import Readers
+from cmkfs.maintenance.spare import read_spare
 from cmkfs.maintenance.structure import check_tree
 from cmkfs.maintenance.survey import Survey, Vault
 
@@ -67,6 +77,7 @@ class Check:
         self.report.recovery_pending = self.opened.recovering
         self._root_record(root_zone)
         self._links_directory()
+        self._spare(root_zone)
         survey = Survey(self.opened, self._readers, self.report, self._enter_zone, self._known_good)
         await survey.run()
         return self.report
@@ -210,6 +221,13 @@ class Check:
             return
         if not stat.S_ISDIR(found.st_mode):
             self._damage(Remedy.REWRITE, os.fsdecode(LINKS_DIR), "not a directory")
+
+    def _spare(self, zone: Zone) -> None:
+        """The copy of what nothing opens without."""
+        if read_spare(self.access.backing) != (self.access.vault.raw, b64.encode(zone.record.to_bytes())):
+            what = "no copy of what the vault cannot be opened without"
+            name = SPARE_FILE.encode()
+            self.report.notes.append(Finding(Remedy.REWRITE, b"/" + name, what, None, name))
 
     def _damage(self, remedy: Remedy, name: str, what: str) -> None:
         self.report.damage.append(Finding(remedy, b"/" + name.encode(), what, None, name.encode()))

@@ -12,9 +12,10 @@ from cmkfs.format.recipient import Recipient, WrapContext, WrapKind
 from cmkfs.format.vault import NO_DIRECTORY, VaultFile, ZoneRecord, ZoneRoot
 from cmkfs.fs.directory import DIR_ID
 from cmkfs.fs.symlinks import LINKS_DIR
-from cmkfs.fs.vaultdir import SESSION_FILE, VAULT_FILE, ZONE_RECORD, ZONES_FILE, first_session
+from cmkfs.fs.vaultdir import SESSION_FILE, SPARE_FILE, VAULT_FILE, ZONE_RECORD, ZONES_FILE, first_session
 from cmkfs.keys.pool import random_id
 from cmkfs.keys.provider import SECRET_SIZE, Cmk, CmkState, KeyProvider
+from cmkfs.maintenance.spare import spare_of
 
 
 def create_vault(path: Path, provider: KeyProvider, cmk: Cmk) -> None:
@@ -82,6 +83,7 @@ def _write_vault(path: Path, vault: VaultFile, keys: ZoneKeys, record: ZoneRecor
     slots = [keys.session.seal(vault.vault_hash, number, session) for number, session in enumerate(sessions)]
     _write(path / SESSION_FILE, b"".join(slots))
     _write(path / ZONES_FILE, keys.seal_zone_list(vault.vault_hash, ()))
+    _write(path / SPARE_FILE, spare_of(vault, record))
     _sync_directory(path)
     _write(path / VAULT_FILE, vault.raw, mode=0o400)
     _sync_directory(path)

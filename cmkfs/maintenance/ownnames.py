@@ -7,7 +7,7 @@ from cmkfs.fs.backing import Backing
 from cmkfs.fs.directory import DIR_ID, GONE_PREFIX, LONG_PREFIX, OWN_PREFIX, SIDECAR_PREFIX, TEMPORARY_PREFIX
 from cmkfs.fs.inodes import Inode
 from cmkfs.fs.symlinks import LINKS_DIR
-from cmkfs.fs.vaultdir import OWNER_FILE, SESSION_FILE, VAULT_FILE, ZONE_RECORD, ZONES_FILE
+from cmkfs.fs.vaultdir import OWNER_FILE, SESSION_FILE, SPARE_FILE, VAULT_FILE, ZONE_RECORD, ZONES_FILE
 from cmkfs.maintenance.findings import Finding, Remedy, Report
 
 LOST_DIR = b"cmkfs.lost"
@@ -15,7 +15,7 @@ LOST_DIR = b"cmkfs.lost"
 _IN_ROOT = {
     LINKS_DIR,
     LOST_DIR,
-    *(name.encode() for name in (VAULT_FILE, SESSION_FILE, ZONES_FILE, OWNER_FILE)),
+    *(name.encode() for name in (VAULT_FILE, SESSION_FILE, ZONES_FILE, OWNER_FILE, SPARE_FILE)),
 }
 
 

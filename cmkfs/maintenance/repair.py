@@ -18,12 +18,13 @@ from cmkfs.fs.opening import FileOpener
 from cmkfs.fs.recovery import Recovery
 from cmkfs.fs.settle import Settler
 from cmkfs.fs.symlinks import LINKS_DIR
-from cmkfs.fs.vaultdir import SESSION_FILE, ZONE_RECORD, ZONES_FILE, first_session
+from cmkfs.fs.vaultdir import SESSION_FILE, SPARE_FILE, ZONE_RECORD, ZONES_FILE, first_session
 from cmkfs.keys.pool import random_id
 from cmkfs.maintenance.check import Check
 from cmkfs.maintenance.findings import Finding, Remedy
 from cmkfs.maintenance.lost import Action, Lost
 from cmkfs.maintenance.mender import Mender
+from cmkfs.maintenance.spare import spare_of, write_own_file
 from cmkfs.maintenance.survey import Vault
 
 log = logging.getLogger(__name__)
@@ -143,14 +144,19 @@ class Repair:
             put = self._lost.put(root, finding.entry, [], finding.what)
         name = os.fsdecode(finding.entry)
         if name == SESSION_FILE:
-            self._write(name, self._new_session(vault))
+            write_own_file(self._backing, name, self._new_session(vault))
         elif name == ZONES_FILE:
             zone = next(iter(vault.keyring.zones.values()))
-            self._write(
-                name, zone.keys.seal_zone_list(self._check.access.vault.vault_hash, await self._check.find_zones())
+            write_own_file(
+                self._backing,
+                name,
+                zone.keys.seal_zone_list(self._check.access.vault.vault_hash, await self._check.find_zones()),
             )
         elif name == ZONE_RECORD:
             os.symlink(b64.encode(self._new_record(vault).to_bytes()), finding.entry, dir_fd=root)
+        elif name == SPARE_FILE:
+            zone = next(iter(vault.keyring.zones.values()))
+            write_own_file(self._backing, name, spare_of(self._check.access.vault, zone.record))
         elif finding.entry == LINKS_DIR:
             os.mkdir(LINKS_DIR, 0o700, dir_fd=root)
         done = "written anew" + (f"; the old one is {put}" if put else "")
@@ -168,13 +174,6 @@ class Repair:
         place = ZoneRoot(zone.zone_id, NO_DIRECTORY, dir_id, b"")
         sealed = zone.keys.seal_zone_root(self._check.access.vault.vault_hash, place)
         return ZoneRecord(zone.record.zone_id, zone.record.commitment, zone.record.recipient, sealed)
-
-    def _write(self, name: str, data: bytes) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        with open(os.open(name, flags, 0o600, dir_fd=self._backing.root_fd), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
 
 
 def _there(entry: bytes, dir_fd: int) -> bool:

@@ -18,6 +18,7 @@ from cmkfs.maintenance.findings import Report
 from cmkfs.maintenance.lost import Action, free_owner
 from cmkfs.maintenance.readers import Readers
 from cmkfs.maintenance.repair import Repair
+from cmkfs.maintenance.spare import restore
 
 from .harness import Harness, Program
 
@@ -57,9 +58,15 @@ def check(harness: Harness, readers: Readers, *, keys: bool = True) -> Report:
 
 def repair(harness: Harness, readers: Readers) -> tuple[Report, list[Action]]:
     """`cmkfs check --repair`."""
+    backing, worker = Backing(harness.vault, read_only=False), TokenWorker()
+    try:
+        free_owner(backing)
+        actions = trio.run(restore, backing, TokenClient(ThreadTransport(worker, harness.token.elsewhere), 5.0))
+    finally:
+        worker.close(wait=1.0)
+        backing.close()
     with checking(harness, readers) as one:
-        free_owner(one.access.backing)
-        actions = trio.run(Repair(one).run)
+        actions += trio.run(Repair(one).run)
         return one.report, actions
 
 

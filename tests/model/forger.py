@@ -19,7 +19,7 @@ import trio
 from cmkfs.errors import CmkfsError
 from cmkfs.format.header import SLOT_OFFSETS, SLOT_SIZE
 from cmkfs.format.layout import BLOCK, PAGE
-from cmkfs.maintenance.findings import Remedy, Report
+from cmkfs.maintenance.findings import Report
 from cmkfs.maintenance.readers import Readers
 
 from .checking import check, repair
@@ -586,24 +586,21 @@ def _refused(seen: Seen) -> bool:
 def check_and_repair(forger: Forger, readers: Readers, seed: int) -> str:
     """One change: `check` sees what a reader sees, `--repair` ends clean and keeps all that was read.
 
-    Gives what came of it: `hidden` (nothing to see), `mended`, `refused` (no vault any more, and said so). Raises
-    Forgery.
+    Gives what came of it: `hidden` (nothing to see) or `mended`. Raises Forgery.
     """
     name, _ = forger.change(seed)
     try:
         before = trio.run(forger.read)
         forger.change(seed)
+        found: Report | None = None
         try:
             found = check(forger.harness, readers)
-            mended, actions = repair(forger.harness, readers)
         except CmkfsError as error:
             if before:
                 raise Forgery(f"mounts, but is not checked: {error}") from error
-            return "refused"
-        if any(finding.remedy is Remedy.NONE for finding in mended.damage) and not before:
-            return "refused"
+        mended, actions = repair(forger.harness, readers)
         _compare_repaired(forger, before, found, mended)
-        if not found.damage:
+        if found is not None and not found.damage:
             return "hidden"
         if not actions:
             raise Forgery("mended without a word")
@@ -613,8 +610,8 @@ def check_and_repair(forger: Forger, readers: Readers, seed: int) -> str:
         raise
 
 
-def _compare_repaired(forger: Forger, before: Tree, found: Report, mended: Report) -> None:
-    if (refusals(before) or not before) and not found.damage:
+def _compare_repaired(forger: Forger, before: Tree, found: Report | None, mended: Report) -> None:
+    if (refusals(before) or not before) and found is not None and not found.damage:
         raise Forgery(f"check did not find why {refusals(before)} cannot be read")
     if mended.damage or mended.notes:
         raise Forgery(f"not clean after the repair: {[finding.line for finding in mended.damage + mended.notes]}")

@@ -62,4 +62,3 @@ def readers() -> Iterator[Readers]:
 def test_check_finds_each_change_and_repair_ends_clean(forger: Forger, readers: Readers, first: int) -> None:
     outcomes = Counter(check_and_repair(forger, readers, seed) for seed in range(first, first + 50))
     assert outcomes["mended"] > 25
-    assert outcomes["refused"] < 10

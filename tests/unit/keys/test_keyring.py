@@ -146,6 +146,22 @@ async def test_a_file_under_no_cmk_of_its_zone_is_damage(serving: OneZone) -> No
         assert (await serving.keyring.lease(serving.zone, both)).valid
 
 
+async def test_the_keys_of_many_files_come_in_one_call_damage_by_itself(serving: OneZone) -> None:
+    files = [await serving.file() for _ in range(40)]
+    wrong = Identity(files[3].file_id, files[3].zone_id, files[3].commitment, files[4].recipients)
+    (good,) = files[5].recipients
+    broken = Recipient(good.version, bytes(60))
+    second = Identity(files[5].file_id, files[5].zone_id, files[5].commitment, (broken, good))
+    deks = await serving.keyring.deks(serving.zone, [*files, wrong, second])
+    assert [len(dek) for dek in deks[:40] if isinstance(dek, bytearray)] == [32] * 40
+    assert len({bytes(dek) for dek in deks[:40] if isinstance(dek, bytearray)}) == 40
+    assert isinstance(deks[40], Tampered)
+    assert deks[41] == deks[5]
+    serving.zone.drop_keys()
+    with pytest.raises(Locked):
+        await serving.keyring.deks(serving.zone, files)
+
+
 async def test_a_second_recipient_opens_what_the_first_does_not(serving: OneZone) -> None:
     """A rewrap adds one before it removes the old one; either of them may be of a version that is gone."""
     identity = await serving.file()

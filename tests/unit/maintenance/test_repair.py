@@ -226,3 +226,30 @@ def test_the_vaults_records_are_written_anew(harness: Harness, readers: Readers)
     report, _ = repair(harness, readers)
     assert (report.damage, report.put_away) == ([], 3)
     assert listing(harness) == {b"file": CONTENT}
+
+
+def test_the_vault_file_and_the_zone_record_have_a_spare(harness: Harness, readers: Readers) -> None:
+    session(harness, one_file)
+    for lost in (("cmkfs.vault",), ("cmkfs.zone",), ("cmkfs.vault", "cmkfs.zone")):
+        for name in lost:
+            (harness.vault / name).unlink()
+        report, actions = repair(harness, readers)
+        assert (report.damage, report.notes, len(actions)) == ([], [], len(lost))
+    (harness.vault / "cmkfs.vault").chmod(0o600)
+    os.truncate(harness.vault / "cmkfs.vault", 20)
+    report, actions = repair(harness, readers)
+    assert (report.damage, report.put_away, len(actions)) == ([], 1, 1)
+    assert listing(harness) == {b"file": CONTENT}
+
+
+def test_a_spare_that_is_lost_or_of_another_vault_is_written_anew(harness: Harness, readers: Readers) -> None:
+    session(harness, one_file)
+    spare = harness.vault / "cmkfs.spare"
+    good = spare.read_bytes()
+    for bad in (b"", b"{}", b"[1]", good.replace(b"vault_id", b"vault_ix"), b"[" * 60_000):
+        spare.write_bytes(bad)
+        (note,) = check(harness, readers).notes
+        assert note.line == "/cmkfs.spare: no copy of what the vault cannot be opened without"
+        report, _ = repair(harness, readers)
+        assert (report.damage, report.notes) == ([], [])
+        assert spare.read_bytes() == good
