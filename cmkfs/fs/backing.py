@@ -9,6 +9,7 @@ import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 
 import trio
 
@@ -21,6 +22,11 @@ _SYNC_FILE_RANGE_WAIT_BEFORE = 1
 _WAITS_BY_ITSELF = frozenset({"btrfs", "zfs", "bcachefs", "tmpfs"})
 _ORDERS_NAMES = frozenset({"ext4", "ext3", "xfs", "tmpfs"})
 """Where fsync of a file makes durable all names that were made before it, since there is one journal for all."""
+
+_DISK_SECONDS = 400e-6
+"""How long to look for what the disk brings before a thread waits for it."""
+_AHEAD = 32_768
+"""Bytes asked of the disk at least: a header is followed by the first blocks of its file."""
 
 _AT_EMPTY_PATH = 0x1000
 
@@ -110,7 +116,7 @@ class Backing:
     # -- content --------------------------------------------------------------------------------
 
     def read(self, fd: int, length: int, cipher_off: int) -> bytes | bytearray | None:
-        """What is in memory already, else None: then `read_blocking` in a thread."""
+        """What is in memory already, else None: then `fetch`."""
         buffer = bytearray(length)
         try:
             got = os.preadv(fd, [buffer], cipher_off, os.RWF_NOWAIT)
@@ -125,8 +131,25 @@ class Backing:
         # Short: the end of the file, or the end of what is cached; only a read that may wait can tell.
         return None
 
+    async def fetch(self, fd: int, length: int, cipher_off: int) -> bytes | bytearray:
+        """`length` bytes, fewer only at the end of the file; other requests are served while the disk is waited for.
+
+        A disk that is quick has them before a thread could be told to wait for them (200 µs, twice that while
+        another one holds Python's lock): so the kernel is asked to read, and looked at again for a while.
+        """
+        data = self.read(fd, length, cipher_off)
+        if data is None:
+            self.prefetch(fd, max(length, _AHEAD), cipher_off)
+            until = perf_counter() + _DISK_SECONDS
+            while data is None and perf_counter() < until:
+                await trio.lowlevel.checkpoint()
+                data = self.read(fd, length, cipher_off)
+        if data is not None:
+            return data
+        return await trio.to_thread.run_sync(self.read_blocking, fd, length, cipher_off)
+
     def read_blocking(self, fd: int, length: int, cipher_off: int) -> bytes:
-        """`length` bytes, fewer only at the end of the file."""
+        """`length` bytes, fewer only at the end of the file. Waits for the disk."""
         data = os.pread(fd, length, cipher_off)
         while 0 < len(data) < length:
             more = os.pread(fd, length - len(data), cipher_off + len(data))

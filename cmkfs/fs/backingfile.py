@@ -4,8 +4,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import trio
-
 from cmkfs.crypto.content import Buffer
 from cmkfs.format.layout import PAGE, blocks_end, cipher_off, cipher_size, plain_size_at_least
 from cmkfs.fs.backing import Backing
@@ -37,11 +35,8 @@ class BackingFile:
         return self._backing.read(self.fd, count * PAGE, cipher_off(first))
 
     async def fetch(self, first: int, count: int) -> Buffer:
-        """The pages of `count` blocks, fewer at the end of the file; in a thread if the disk must be waited for."""
-        pages = self._backing.read(self.fd, count * PAGE, cipher_off(first))
-        if pages is not None:
-            return pages
-        return await trio.to_thread.run_sync(self._backing.read_blocking, self.fd, count * PAGE, cipher_off(first))
+        """The pages of `count` blocks, fewer at the end of the file; others are served while the disk works."""
+        return await self._backing.fetch(self.fd, count * PAGE, cipher_off(first))
 
     def put(self, sealed: Buffer, first: int, plain_size: int) -> None:
         """Write sealed blocks from block `first` on. Raises OSError, with nothing left behind `plain_size`'s blocks.

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 import trio
 
-from cmkfs.crypto.content import ZERO_PAGE, Buffer, ContentCipher
+from cmkfs.crypto.content import ZERO_PAGE, ContentCipher
 from cmkfs.errors import CmkfsError, Damaged
 from cmkfs.format.header import Identity, Slot, is_unwritten
 from cmkfs.format.layout import BLOCK, PAGE, cipher_off
@@ -96,7 +96,7 @@ class FileOpener:
             return self._inodes.open(inode, os.O_RDONLY)
 
     async def _load(self, inode: Inode, zone: Zone, fd: int) -> OpenFile:
-        page = bytes(await self._pages(fd, 1, 0))
+        page = bytes(await self._backing.fetch(fd, PAGE, 0))
         if self.recovering and is_unwritten(page):
             return await self._give_header(inode, zone, fd)
         identity = Identity.from_bytes(page)
@@ -129,7 +129,7 @@ class FileOpener:
         block, length = divmod(slot.size, BLOCK)
         if not length:
             return False
-        page = await self._pages(file.fd, 1, cipher_off(block))
+        page = await self._backing.fetch(file.fd, PAGE, cipher_off(block))
         try:
             return content.open(block, page, slot.generation + 1).length > length
         except Damaged:
@@ -149,7 +149,7 @@ class FileOpener:
             block = min(pages, self._behind_holes(fd, slot, block))
             if block == pages:
                 break
-            page = await self._pages(fd, 1, cipher_off(block))
+            page = await self._backing.fetch(fd, PAGE, cipher_off(block))
             if not (block in slot.holes and page == ZERO_PAGE):
                 try:
                     length = content.open(block, page, slot.generation + 1).length
@@ -227,9 +227,3 @@ class FileOpener:
         inode.told_size = file.size
         file.close()
         self._inodes.drop_if_unused(inode)
-
-    async def _pages(self, fd: int, count: int, at: int) -> Buffer:
-        pages = self._backing.read(fd, count * PAGE, at)
-        if pages is None:
-            pages = await trio.to_thread.run_sync(self._backing.read_blocking, fd, count * PAGE, at)
-        return pages
