@@ -24,7 +24,7 @@ class ReadSlots:
 class FileKey:
     """The unwrapped DEK of one file, turned into the two keys that are used; the DEK itself is not kept."""
 
-    __slots__ = ("_header_key", "_identity_hash", "content", "file_id")
+    __slots__ = ("_header_key", "content", "file_id", "identity_hash")
 
     def __init__(self, dek: bytes | bytearray, identity: Identity, header_secret: bytes) -> None:
         """Raises Tampered if the DEK is not the one that the identity commits to."""
@@ -33,12 +33,15 @@ class FileKey:
         self.file_id = identity.file_id
         self.content = ContentCipher(kdf(dek, b"cmkfs content v1", 32), identity.file_id)
         self._header_key = kdf(bytes(dek) + header_secret, b"cmkfs header v1", 32)
-        self._identity_hash = identity.hash()
+        self.identity_hash = identity.hash()
 
     def seal_slot(self, number: int, slot: Slot) -> bytes:
         """The 512 bytes of `slot` in place `number`."""
-        body = slot.body()
-        return body + mac(self._header_key, self._identity_hash + bytes([number]) + body)
+        return self.seal_body(number, slot.body())
+
+    def seal_body(self, number: int, body: bytes) -> bytes:
+        """The same for a slot that is laid out already."""
+        return body + mac(self._header_key, self.identity_hash + bytes([number]) + body)
 
     def read_slots(self, page: bytes) -> ReadSlots:
         """The slot of a header page that counts. Raises Damaged if there is none.
@@ -63,7 +66,7 @@ class FileKey:
 
     def _open_slot(self, number: int, data: bytes) -> Slot | None:
         body = data[:SLOT_BODY]
-        expected = mac(self._header_key, self._identity_hash + bytes([number]) + body)
+        expected = mac(self._header_key, self.identity_hash + bytes([number]) + body)
         if not hmac.compare_digest(expected, data[SLOT_BODY:]):
             return None
         try:

@@ -44,12 +44,12 @@ class FileRequests(NameRequests):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         parent = self._inodes[parent_inode]
-        directory = self._allowed_in(parent, ctx, Action.CREATE)
-        for action in actions_of(flags & ~os.O_TRUNC):
-            self._keyring.authorize(directory.zone, request_of(ctx), action)
-        inode = await self._create(parent, name, mode, request_of(ctx))
+        request, zone = request_of(ctx), self._directories.of(parent).zone
+        for action in (Action.CREATE, *actions_of(flags & ~os.O_TRUNC)):
+            self._keyring.authorize(zone, request, action)
+        inode = await self._create(parent, name, mode, request)
         assert inode.file is not None
-        number = self.handles.add_file(FileHandle(inode.file, request_of(ctx), flags))
+        number = self.handles.add_file(FileHandle(inode.file, request, flags))
         return pyfuse3.FileInfo(fh=number, keep_cache=True), self._entry(inode, os.fstat(inode.file.fd))
 
     @guarded

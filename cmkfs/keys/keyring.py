@@ -102,7 +102,7 @@ class Keyring:
         new = await self._pools[zone.zone_id].take()
         if zone.epoch != epoch:
             raise _ended(zone)
-        self._caches[zone.zone_id].put(new.identity.hash(), new.key)
+        self._caches[zone.zone_id].put(new.key.identity_hash, new.key)
         return new.identity, Lease(new.key, zone, epoch)
 
     async def _unwrap(self, zone: Zone, identity: Identity, epoch: int) -> FileKey:
