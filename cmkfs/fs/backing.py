@@ -8,13 +8,14 @@ import ctypes
 import errno
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from time import perf_counter
 
 import trio
 
 from cmkfs.errors import UsageError
 from cmkfs.format.layout import PAGE
+from cmkfs.looking import look_for
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
@@ -140,10 +141,7 @@ class Backing:
         data = self.read(fd, length, cipher_off)
         if data is None:
             self.prefetch(fd, max(length, _AHEAD), cipher_off)
-            until = perf_counter() + _DISK_SECONDS
-            while data is None and perf_counter() < until:
-                await trio.lowlevel.checkpoint()
-                data = self.read(fd, length, cipher_off)
+            data = await look_for(partial(self.read, fd, length, cipher_off), _DISK_SECONDS)
         if data is not None:
             return data
         return await trio.to_thread.run_sync(self.read_blocking, fd, length, cipher_off)

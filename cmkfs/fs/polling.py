@@ -21,6 +21,8 @@ from types import TracebackType
 
 import trio
 
+from cmkfs.looking import Lookers
+
 # The longest time, in seconds, for which requests that are already waiting keep other tasks from running.
 BUSY_SECONDS = 500e-6
 # How long to look for a request before the trio loop turns once, which takes 10 to 20 µs.
@@ -142,7 +144,7 @@ class LowLevel:
         """Look without a pause; between the looks, other tasks have a turn now and then."""
         until = began + self._window.current
         look = self._poll.poll
-        turn = began if look(0) else began + LOOK_SECONDS
+        turn = began if look(0) or Lookers.count else began + LOOK_SECONDS
         while True:
             now = perf_counter()
             if now < turn:
@@ -159,7 +161,7 @@ class LowLevel:
                 await trio.lowlevel.wait_readable(fd)
                 self._trio_ran = now = perf_counter()
                 break
-            turn = now + LOOK_SECONDS
+            turn = now if Lookers.count else now + LOOK_SECONDS
         self._window.observe(now - began)
 
 

@@ -14,7 +14,6 @@ import pickle
 import socket
 import subprocess
 import sys
-import time
 from typing import Any, Final
 
 import trio
@@ -22,6 +21,7 @@ import trio
 from cmkfs.errors import TokenUnavailable
 from cmkfs.keys.access import TokenAccess
 from cmkfs.keys.token_server import LARGEST_MESSAGE, OPEN
+from cmkfs.looking import look_for
 
 log = logging.getLogger(__name__)
 
@@ -71,22 +71,23 @@ class _Server:
         raise answer
 
     async def _receive(self) -> bytes:
-        until = time.perf_counter() + _LOOK_SECONDS
-        while True:
-            try:
-                data = self.socket.recv(LARGEST_MESSAGE)
-            except BlockingIOError:
-                if time.perf_counter() < until:
-                    await trio.lowlevel.checkpoint()
-                else:
-                    await trio.lowlevel.wait_readable(self.socket)
-                continue
-            except OSError as error:
-                raise TokenUnavailable(f"the token's process is gone: {error.strerror}") from error
-            if not data:
-                raise TokenUnavailable("the token's process has ended")
-            self.abandoned = False
-            return data
+        data = await look_for(self._received, _LOOK_SECONDS)
+        while data is None:
+            await trio.lowlevel.wait_readable(self.socket)
+            data = self._received()
+        self.abandoned = False
+        return data
+
+    def _received(self) -> bytes | None:
+        try:
+            data = self.socket.recv(LARGEST_MESSAGE)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise TokenUnavailable(f"the token's process is gone: {error.strerror}") from error
+        if not data:
+            raise TokenUnavailable("the token's process has ended")
+        return data
 
     def end(self, wait: float) -> None:
         """Close the socket, at which the process ends by itself; one that does not is killed after `wait` seconds."""

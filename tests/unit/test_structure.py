@@ -15,6 +15,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # what everything stands on
     "errors": set(),
     "accounts": set(),
+    "looking": set(),
     "toml_source": {"errors"},
     "home": {"errors"},
     "config": {"errors", "toml_source"},
@@ -25,8 +26,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # the data path, from the bytes on disk up to the kernel
     "format": {"errors"},
     "crypto": {"errors", "format"},
-    "keys": {"accounts", "audit", "config", "crypto", "errors", "format", "home", "policy", "policyfile"},
-    "fs": {"audit", "crypto", "errors", "format", "keys", "policy"},
+    "keys": {"looking", "accounts", "audit", "config", "crypto", "errors", "format", "home", "policy", "policyfile"},
+    "fs": {"looking", "audit", "crypto", "errors", "format", "keys", "policy"},
     "maintenance": {"crypto", "errors", "format", "fs", "keys"},
     # how commands talk to a mount: knows nothing of what a mount does
     "control": {"errors", "home"},
