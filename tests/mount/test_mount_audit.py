@@ -313,6 +313,26 @@ def test_logrotate_under_a_live_mount(served: RealMount) -> None:
     moved.rename(log.with_name(f"{log.stem}.old.jsonl"))
 
 
+def test_changed_settings_are_recorded_and_the_alert_command_hears_of_it(audited: Site) -> None:
+    told, config = audited.top / "told", audited.home.config_file
+    mounted = audited.mount(audited.new_vault(OWN_CMK))
+    try:
+        mounted.down()
+        config.write_text(f'[audit]\nalert_uses = 5\nalert_command = ["sh", "-c", "cat >> {told}"]\n')
+        mounted.up()
+        for number in range(5):
+            (mounted.path / f"f{number}").write_text("x")
+        mounted.down()
+        kinds = [json.loads(line)["alert"] for line in told.read_text().splitlines()]
+        assert kinds == ["audit-settings-changed", "mass-use"]
+        changed = show(audited, "--event", "audit.settings")[-1]
+        assert "alert_uses=1000" in changed["reason"]
+        assert changed["reason"].endswith("alert_uses=5")
+    finally:
+        config.unlink(missing_ok=True)
+        mounted.clear()
+
+
 # -- Changed behind its back -----------------------------------------------------------------------
 
 
