@@ -70,7 +70,10 @@ def attempt(run: Run, seed: int, work: Callable[[], str | None]) -> None:
 def keep(runs: list[Run]) -> None:
     """Add runs to the file, and write the page's sums anew."""
     known = json.loads(RUNS.read_text()) if RUNS.exists() else []
-    known += [{**asdict(run), "seconds": round(run.seconds, 1)} for run in runs if run.tried]
+    # asdict makes a Counter of pairs out of a Counter.
+    known += [
+        {**asdict(run), "outcomes": dict(run.outcomes), "seconds": round(run.seconds, 1)} for run in runs if run.tried
+    ]
     RUNS.write_text(json.dumps(known, indent=1) + "\n")
     page = PAGE.read_text()
     head, _, rest = page.partition(BEGIN)
