@@ -1,7 +1,7 @@
 """The daemon's side of the guardian: starts it, orders it to invalidate inodes, takes leave of it.
 
 Why a process of its own: it outlives a daemon that is killed, and its Python is not slowed down by the daemon's
-(`fs.guardian_process`, docs/adr/0014-guardian.md).
+(`fs.guardian_process`, docs/adr/0017-guardian.md).
 """
 
 import fcntl

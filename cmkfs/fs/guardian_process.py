@@ -1,4 +1,4 @@
-"""The guardian of a mount, in a process of its own: tells the kernel to forget inodes (docs/adr/0014-guardian.md).
+"""The guardian of a mount, in a process of its own: tells the kernel to forget inodes (docs/adr/0017-guardian.md).
 
 Run as `python -I -S guardian_process.py DEVICE ROSTER ORDERS TALK`, four descriptors, by `fs.guardian`:
 
