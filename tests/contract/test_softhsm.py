@@ -319,6 +319,7 @@ def test_processes_that_log_in_at_the_same_time_find_the_token(softhsm: SoftHsmT
             provider.canary(version.cmk_id)
 
 
+@pytest.mark.alone
 def test_the_canary_is_cheap(softhsm: SoftHsmToken) -> None:
     version = make(softhsm)
     with softhsm.open(read_write=False) as provider:

@@ -8,15 +8,13 @@ import os
 import pwd
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from children import Who
-from real_mount import OWN_CMK, SHARED_CMK, RealMount, Site
+from real_mount import OWN_CMK, SHARED_CMK, NewMount, RealMount, Site
 from side_by_side import SideBySide
-
-NewMount = Callable[..., RealMount]
 
 
 @pytest.fixture(scope="session", autouse=True)

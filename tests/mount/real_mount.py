@@ -8,7 +8,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +198,7 @@ class RealMount:
                 self._await_end()
             if self.mounted:
                 subprocess.run(["umount", "--lazy", str(self.path)], check=True)
+
+
+NewMount = Callable[..., RealMount]
+"""Makes a mount of a new vault, with these options; the fixture `new_mount`."""

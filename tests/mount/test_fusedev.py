@@ -487,6 +487,7 @@ def test_timers_run_under_full_load(mount: Mount) -> None:
 
 
 @pytest.mark.parametrize("poll_window", [0.0, 200e-6], ids=["waiting", "polling"])
+@pytest.mark.alone
 def test_an_idle_mount_uses_no_processor(mount: Mount, poll_window: float) -> None:
     mounted = mount(poll_window=poll_window)
     os.statvfs(mounted.mountpoint)

@@ -18,8 +18,7 @@ from typing import TypeVar
 
 import pytest
 from children import ALICE, Child, in_child
-from conftest import NewMount
-from real_mount import OWN_CMK, SHARED_CMK, RealMount, Site
+from real_mount import OWN_CMK, SHARED_CMK, NewMount, RealMount, Site
 
 from cmkfs.format.header import IDENTITY_SIZE, SLOT_BODY, SLOT_OFFSETS
 from cmkfs.format.layout import BLOCK, PAGE, cipher_off, cipher_size

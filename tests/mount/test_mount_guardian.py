@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 from children import in_child
-from conftest import NewMount
 from doors import SIZE, Doors, cached_pages, opened, outcome
-from real_mount import OWN_CMK, RealMount
+from real_mount import OWN_CMK, NewMount, RealMount
 
 from cmkfs.errors import CmkfsError
 

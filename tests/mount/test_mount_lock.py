@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import NewMount
 from doors import SIZE, Doors, cached_pages, everything_works, opened, outcome
-from real_mount import OWN_CMK, RealMount, Site
+from real_mount import OWN_CMK, NewMount, RealMount, Site
 
 LOCKED = "lockdown: (un)?locked"
 TOKEN_TROUBLE = "the token does not answer|lockdown: "
@@ -55,6 +54,7 @@ def test_disabled_from_another_process_shuts_within_the_bound(served: RealMount)
         everything_works(doors)
 
 
+@pytest.mark.alone
 def test_disabled_behind_the_mounts_back_shuts_within_the_bound(served: RealMount) -> None:
     """Nobody tells the mount: its own watch must see what the token says. (Another host, say.)"""
     with opened(served.path) as doors:
@@ -153,6 +153,7 @@ def test_lock_names_who_had_what_open(served: RealMount) -> None:
         served.ask("unlock")
 
 
+@pytest.mark.alone
 def test_lock_under_load_is_complete_and_loses_no_acknowledged_write(served: RealMount) -> None:
     """Writers and readers at work: each fsynced record is there afterwards, and no read succeeds after the lock."""
     paths = [served.path / f"log{number}" for number in range(4)]
@@ -211,6 +212,7 @@ def lonely_mount() -> Iterator[RealMount]:
         shutil.rmtree(top)
 
 
+@pytest.mark.alone
 def test_outage_goes_on_then_locks_then_comes_back(lonely_mount: RealMount) -> None:
     mounted = lonely_mount
     tokens = mounted.site.home.token_dir / "tokens"

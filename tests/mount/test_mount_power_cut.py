@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import NewMount
-from real_mount import OWN_CMK
+from real_mount import OWN_CMK, NewMount
 
 REPOSITORY = Path(__file__).parents[2]
 SYNCS = {"fsync", "fdatasync", "syncfs"}

@@ -8,8 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import NewMount
-from real_mount import OWN_CMK, RealMount
+from real_mount import OWN_CMK, NewMount, RealMount
 
 
 @pytest.fixture

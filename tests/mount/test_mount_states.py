@@ -146,6 +146,7 @@ def closed_file(mounted: RealMount) -> Path:
     return path
 
 
+@pytest.mark.alone
 def test_outage_leased_keys_work_new_ones_fail_at_once_and_disable_wins(mounted: RealMount, closed_file: Path) -> None:
     with opened(mounted.path) as doors:
         with token_moved_away(mounted):
@@ -212,6 +213,7 @@ def patient(mounted: RealMount) -> Iterator[RealMount]:
     mounted.again()
 
 
+@pytest.mark.alone
 def test_opens_that_wait_for_a_hanging_token_stop_nothing_else(patient: RealMount, closed_file: Path) -> None:
     """120 of them; files whose keys are here are read and written meanwhile, and a lock is not held up either."""
     mounted = patient

@@ -5,6 +5,7 @@ import time
 from array import array
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,6 +49,7 @@ def test_grows_keeps_what_is_there_and_uses_free_places_again() -> None:
     roster.close()
 
 
+@pytest.mark.alone
 def test_costs_far_less_than_a_microsecond() -> None:
     roster = Roster()
     best = min(_seconds_per_pair(roster) for _ in range(5))

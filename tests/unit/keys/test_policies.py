@@ -174,6 +174,7 @@ def test_an_executable_is_looked_up_where_it_counts() -> None:
     assert not policies.allows(CMK, Request(2000, 2000, 0), Action.READ)  # not known: denied
 
 
+@pytest.mark.alone
 def test_a_thousand_rules_are_decided_fast() -> None:
     """The figures that docs/policy.md gives are 5 and 200 µs; here with a margin for a busy machine."""
     policies = with_policy(*(("allow" if n % 3 else "deny", f"uid:{3000 + n}", "read") for n in range(1000)))

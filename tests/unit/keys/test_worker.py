@@ -230,6 +230,7 @@ def test_the_event_loop_may_end_before_the_call(worker: TokenWorker, hang: Hang)
     assert worker.run(int, "5", deadline=LONG) == 5
 
 
+@pytest.mark.alone
 def test_an_idle_worker_uses_no_cpu(worker: TokenWorker) -> None:
     # A thread that waits is never woken: it makes no context switch at all while others sleep.
     def usage() -> resource.struct_rusage:
