@@ -1,6 +1,7 @@
 """A vault mounted by the real daemon, through the command line; and how a test knows that all went well."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -172,9 +173,17 @@ class RealMount:
         self.up(*options)
 
     def kill(self) -> None:
-        """The daemon dies as by the OOM killer; the dead mount stays."""
+        """The daemon dies as by the OOM killer, and its guardian cuts the connection; the dead mount stays."""
+        self.expected_log = [*self.expected_log, "^guardian: the daemon died"]
         signal.pidfd_send_signal(self._process, signal.SIGKILL)
         self._await_end()
+        while True:
+            try:
+                os.statvfs(self.path)  # waits for the guardian, which ends what waits
+            except OSError as error:
+                if error.errno == errno.ENOTCONN:
+                    return
+                assert error.errno == errno.ECONNABORTED
 
     def await_end(self) -> None:
         """Wait for the daemon to end, which somebody else has caused."""

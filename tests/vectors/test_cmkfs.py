@@ -233,7 +233,7 @@ def _header(vector: Vector) -> Values:
 
 def _slot(vector: Vector) -> Values:
     key = object.__new__(FileKey)
-    key._header_key, key._identity_hash = vector.raw("header_key"), vector.raw("identity_hash")
+    key._header_key, key.identity_hash = vector.raw("header_key"), vector.raw("identity_hash")
     slot = key.read_slots(bytes(3072) + vector.raw("slots")).slot
     return {
         "sequence": slot.sequence,
