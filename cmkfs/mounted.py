@@ -22,6 +22,7 @@ from cmkfs.fs.openfile import OpenFile
 from cmkfs.fs.opening import FileOpener
 from cmkfs.fs.operations import Operations
 from cmkfs.fs.recovery import Recovery, Report
+from cmkfs.fs.revocation import Revocation
 from cmkfs.fs.setattr import Setattr
 from cmkfs.fs.settle import Settler
 from cmkfs.fs.symlinks import Symlinks
@@ -76,6 +77,7 @@ class Mounted:
         self._device: FuseDevice | None = None
         self._kernel: KernelCache | None = None
         self._lockdown: Lockdown | None = None
+        self._revocation: Revocation | None = None
         self.watches: dict[bytes, CmkWatch] = {}
 
     def _release(self, file: OpenFile) -> None:
@@ -120,6 +122,15 @@ class Mounted:
         self._device = device
         self._kernel = KernelCache(device)
         self._lockdown = Lockdown(self.keyring, self.inodes, self.operations, self.settler, self._kernel)
+        self._revocation = Revocation(
+            self.keyring,
+            self.inodes,
+            self.operations,
+            self.attributes,
+            self._kernel,
+            device,
+            shared=self._options.allow_other,
+        )
         self.watches[self.root_zone.cmk_id] = self._watch(self.root_zone)
 
     async def begin_guarding(self) -> None:
@@ -209,6 +220,9 @@ class Mounted:
         async def unlock() -> None:
             await self.locks.unlock(z for z in self.under(zone.cmk_id) if not z.locked_by_operator)
 
+        async def revoke() -> bool:
+            return self._revocation is None or await self._revocation.apply(self.under(zone.cmk_id))
+
         watch = CmkWatch(
             zone.cmk_id,
             zone.cmk_name,
@@ -218,6 +232,7 @@ class Mounted:
             unlock,
             revocation_bound=self._options.revocation_bound,
             outage_grace=self._options.outage_grace,
+            revoke=revoke,
         )
         watch.on_policy = lambda found: self.keyring.audit.changed("policy.taken", reason=found or "none", zone=zone)
         return watch
@@ -244,6 +259,8 @@ class Mounted:
         """Bring the policies, before anything is served. Raises Disabled, TokenUnavailable, …"""
         for watch in self.watches.values():
             await watch.begin()
+        if self._revocation is not None:
+            self._revocation.begin(self.keyring.zones.values())
 
     def warnings(self) -> list[str]:
         """What its users should know."""

@@ -9,6 +9,7 @@ import pyfuse3
 from cmkfs.format.layout import plain_size_at_least, plain_size_of
 from cmkfs.fs.inodes import ROOT_INO, Inode, InodeTable
 from cmkfs.fs.symlinks import Symlinks
+from cmkfs.keys.zone import Zone
 
 LONG = 86_400.0
 """Seconds that the kernel may keep names and attributes: one mount owns the vault, and a lock invalidates them."""
@@ -20,6 +21,8 @@ class Attributes:
     def __init__(self, inodes: InodeTable, entry_timeout: float = LONG) -> None:
         self._inodes = inodes
         self._timeout = entry_timeout
+        self.divided: set[Zone] = set()
+        """Zones in which some principals have rights and others have none: see `fs.revocation`."""
         self.found_sizes: Mapping[int, int] = {}
         """Plain sizes that recovery found on a read-only backing, by inode number: they could not be written."""
 
@@ -33,6 +36,8 @@ class Attributes:
         entry.st_ino = inode.ino
         entry.generation = inode.generation
         entry.entry_timeout = entry.attr_timeout = self._timeout
+        if self.divided or inode.retired:
+            self._limit(entry, inode)
         entry.st_mode = found.st_mode
         entry.st_nlink = self._links(inode, found)
         entry.st_uid = found.st_uid
@@ -54,6 +59,16 @@ class Attributes:
         entry.st_ino = 0
         entry.entry_timeout = self._timeout
         return entry
+
+    def _limit(self, entry: pyfuse3.EntryAttributes, inode: Inode) -> None:
+        """What the kernel must ask for each time, with the caller's uid."""
+        if inode.retired:
+            entry.entry_timeout = entry.attr_timeout = 0
+        elif inode.is_dir:
+            if inode.directory is None or inode.directory.zone in self.divided:
+                entry.attr_timeout = 0
+        elif inode.parent is self._inodes.root:
+            entry.entry_timeout = 0  # the root itself always answers
 
     def _size(self, inode: Inode, found: os.stat_result) -> int:
         if inode.fmt == stat.S_IFREG:

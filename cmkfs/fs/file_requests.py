@@ -3,13 +3,15 @@
 import errno
 import os
 import time
-from typing import cast
+from typing import NoReturn, cast
 
 import pyfuse3
 
+from cmkfs.errors import CmkfsError
 from cmkfs.fs.guard import guarded
 from cmkfs.fs.handles import FileHandle, actions_of
 from cmkfs.fs.name_requests import NameRequests
+from cmkfs.fs.openfile import OpenFile
 from cmkfs.fs.request_handlers import request_of
 from cmkfs.keys.zone import ZoneState
 from cmkfs.policy import Action
@@ -26,8 +28,11 @@ class FileRequests(NameRequests):
         began = time.monotonic_ns()
         node = self._inodes[inode]
         zone, rule = self._allowed_by(node, ctx, *actions_of(flags))
+        changes = self._keyring.policies.changes
         file = await self._opener.open(node, zone)
         request = request_of(ctx)
+        if node.retired or changes != self._keyring.policies.changes:
+            self._recheck_open(file, ctx, flags)
         number = self.handles.add_file(FileHandle(file, request, flags))
         try:
             self._reporting.used(_OPENED[flags & os.O_ACCMODE], file, request, rule, began)
@@ -45,16 +50,38 @@ class FileRequests(NameRequests):
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         parent = self._inodes[parent_inode]
         request, zone = request_of(ctx), self._directories.of(parent).zone
-        for action in (Action.CREATE, *actions_of(flags & ~os.O_TRUNC)):
+        actions = actions_of(flags & ~os.O_TRUNC)
+        for action in (Action.CREATE, *actions):
             self._keyring.authorize(zone, request, action)
-        inode = await self._create(parent, name, mode, request)
+        inode = await self._create(parent, name, mode, request, *actions)
         assert inode.file is not None
         number = self.handles.add_file(FileHandle(inode.file, request, flags))
         return pyfuse3.FileInfo(fh=number, keep_cache=True), self._entry(inode, os.fstat(inode.file.fd))
 
     @guarded
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        return cast(bytes, await self.handles.files[fh].file.read(off, size))  # any buffer will do
+        handle = self.handles.files[fh]
+        if handle.retired:
+            self._refuse_retired(handle)
+        data = await handle.file.read(off, size)
+        if handle.retired:  # meanwhile
+            self._refuse_retired(handle)
+        return cast(bytes, data)  # any buffer will do
+
+    def _recheck_open(self, file: OpenFile, ctx: pyfuse3.RequestContext, flags: int) -> None:
+        """The policy changed while the file was being opened, or its inode waits to be looked up anew."""
+        try:
+            self._allowed(file.inode, ctx, *actions_of(flags))
+            if file.inode.retired:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        except (CmkfsError, OSError):
+            self._opener.release(file)
+            raise
+
+    def _refuse_retired(self, handle: FileHandle) -> NoReturn:
+        """Raises PolicyDenied for who may not read any more, ESTALE for who must open the file again."""
+        self._keyring.authorize(handle.file.zone, handle.request, Action.READ)
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     @guarded
     async def write(self, fh: int, off: int, buf: bytes) -> int:

@@ -17,6 +17,7 @@ class FileHandle:
     file: OpenFile
     request: Request
     flags: int
+    retired: bool = False
 
     @property
     def writable(self) -> bool:

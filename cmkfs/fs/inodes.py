@@ -46,6 +46,7 @@ class Inode:
         "place_in_roster",
         "places",
         "removed",
+        "retired",
         "told_size",
     )
 
@@ -63,6 +64,8 @@ class Inode:
         self.pin = -1
         self.place_in_roster = -1
         self.removed = False
+        self.retired = False
+        """Somebody lost the use of it: until the kernel has looked it up anew, nothing is given out (`revocation`)."""
         self.may_be_setid = True
         self.told_size: int | None = None
         """The plain size that the kernel was told of a file that is not open: it never takes another one."""

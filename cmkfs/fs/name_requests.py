@@ -91,11 +91,15 @@ class NameRequests(RequestHandlers):
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return self._symlinks.open(zone, target)
 
-    async def _create(self, parent: Inode, name: bytes, mode: int, request: Request) -> Inode:
-        """A new empty file, its header written."""
+    async def _create(self, parent: Inode, name: bytes, mode: int, request: Request, *actions: Action) -> Inode:
+        """A new empty file, its header written; `actions` are what the caller was allowed beside `create`."""
         directory = self._directories.of(parent)
         began = time.monotonic_ns()
+        changes = self._keyring.policies.changes
         new = await self._keyring.new_file(directory.zone)
+        if changes != self._keyring.policies.changes:
+            for action in (Action.CREATE, *actions):
+                self._keyring.authorize(directory.zone, request, action)
         identity = new[0]
         version = identity.recipients[0].version.version
         rule = self._keyring.authorize(directory.zone, request, Action.CREATE)  # again: it has waited for the token

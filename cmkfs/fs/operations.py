@@ -5,6 +5,8 @@ attributes only if its zone serves at that moment: the last check stands right b
 between (a reply that overtook a lock would fill the kernel's cache again).
 """
 
+import errno
+import os
 import stat
 from collections.abc import Sequence
 
@@ -28,7 +30,9 @@ class Operations(FileRequests, XattrRequests):
         parent = self._inodes[parent_inode]
         self._keyring.authorize_any(self._directories.of(parent).zone, request_of(ctx), ANY_ACTION)
         try:
-            return self._entry(*self._namespace.lookup(parent, name))
+            node, found = self._namespace.lookup(parent, name)
+            node.retired = False  # the kernel is told its new generation now
+            return self._entry(node, found)
         except FileNotFoundError:
             return self._attributes.missing()
 
@@ -40,6 +44,8 @@ class Operations(FileRequests, XattrRequests):
             self._keyring.authorize_any(self.zone_of(node), request_of(ctx), ANY_ACTION)
         else:
             Requests.quiet += 1
+        if node.retired:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return self._attributes.of(node)
 
     @guarded
@@ -52,6 +58,8 @@ class Operations(FileRequests, XattrRequests):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         node = self._inodes[inode]
+        if node.retired and _more_than_times(fields):  # the times come with dirty pages that are stored
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         handle = self.handles.files.get(fh) if fh is not None else None
         rule = ""
         if handle is None or not handle.writable:
@@ -78,3 +86,7 @@ class Operations(FileRequests, XattrRequests):
         Requests.quiet += 1
         for inode in self._inodes.forget(inode_list):
             self._lost_name(inode)
+
+
+def _more_than_times(fields: pyfuse3.SetattrFields) -> bool:
+    return bool(fields.update_size or fields.update_mode or fields.update_uid or fields.update_gid)

@@ -49,10 +49,13 @@ class Policies:
         self._owner_uid = owner_uid
         self._clock = clock
         self._in_force: dict[CmkId, _InForce] = {}
+        self.changes = 0
+        """Counts changes: what was decided before an await and a change is decided again."""
 
     def set_policy(self, cmk_id: CmkId, policy: Policy | None) -> None:
         """From now on decide by `policy`; None is the rule without a policy (owner and root only)."""
         self._in_force[cmk_id] = _InForce(policy, self._clock())
+        self.changes += 1
 
     def refuse_all(self, cmk_id: CmkId) -> None:
         """The policy cannot be understood: nobody is allowed anything, not even the owner."""
@@ -71,6 +74,11 @@ class Policies:
         """The rules that count now, the same object until that changes; None without a policy."""
         found = self._in_force.get(cmk_id)
         return None if found is None else self._current(cmk_id, found).rules
+
+    def in_force(self, cmk_id: CmkId) -> object:
+        """Something that is the same object as long as every decision about the CMK is the same."""
+        found = self._in_force.get(cmk_id)
+        return None if found is None else self._current(cmk_id, found)
 
     def same_for_all(self, cmk_id: CmkId) -> bool:
         """May everybody who reaches the mount have names and attributes out of the kernel's cache?"""
@@ -109,6 +117,7 @@ class Policies:
             found.since, found.until = again.since, again.until  # nothing has changed: decisions stay
             return found
         self._in_force[cmk_id] = again
+        self.changes += 1
         return again
 
     def _decide(self, found: _InForce, request: Request, action: Action) -> Decision:

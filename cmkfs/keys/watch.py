@@ -47,6 +47,7 @@ class CmkWatch:
         *,
         revocation_bound: float,
         outage_grace: float,
+        revoke: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
         self._cmk_id = cmk_id
         self._name = name
@@ -59,6 +60,8 @@ class CmkWatch:
         self._unreachable_since: float | None = None
         self._policy_text: str | None = None
         self._looking = trio.Lock()
+        self._revoke = revoke
+        self._carried_out: object = None
         self.refusal: KeyUnavailable | None = None
         self.on_policy: Callable[[str], None] = lambda _: None
         """Told the fingerprint of each policy that takes the place of another."""
@@ -90,6 +93,7 @@ class CmkWatch:
     async def begin(self) -> None:
         """Read the policy before anything is served. Raises Disabled, TokenUnavailable, …"""
         self.take_policy(await self._ask())
+        self._carried_out = self._policies.in_force(self._cmk_id)
 
     async def look(self, *, policy_too: bool = True) -> None:
         """Look now; returns when what was found has taken effect."""
@@ -125,6 +129,7 @@ class CmkWatch:
             self._reached()
             self.take_policy(text)
             await self._answered()
+            await self._carry_out()
         return self.healthy
 
     async def _ask(self) -> str | None:
@@ -134,6 +139,12 @@ class CmkWatch:
     async def _ask_the_canary(self) -> str | None:
         await self._token.canary(self._cmk_id)
         return self._policy_text
+
+    async def _carry_out(self) -> None:
+        """What the policy, or the clock, takes from somebody is taken from what he has open too."""
+        in_force = self._policies.in_force(self._cmk_id)
+        if in_force is not self._carried_out and (self._revoke is None or await self._revoke()):
+            self._carried_out = in_force
 
     def take_policy(self, text: str | None) -> None:
         """Decide by this policy from now on; one that cannot be read allows nobody anything."""
