@@ -187,6 +187,7 @@ def test_every_operation_needs_its_action(allow: SetPolicy, place: Path, anna: P
     program.write_bytes(Path("/bin/true").read_bytes())
     program.chmod(0o777)
     second.write_text("second")
+    os.link(second, place / "old hard")
     (place / "d").mkdir()
     os.chown(file, ANNA, ANNA)
     os.chown(place / "d", ANNA, ANNA)
@@ -211,7 +212,7 @@ def test_every_operation_needs_its_action(allow: SetPolicy, place: Path, anna: P
         ({"create", "write"}, ("write", place / "new file", "x")),
         ({"create", "delete"}, ("rename", file, moved)),
         ({"create", "delete"}, ("rename", second, file)),
-        ({"delete"}, ("unlink", place / "hard")),
+        ({"delete"}, ("unlink", place / "old hard")),
         ({"delete"}, ("rmdir", place / "d")),
     ]
     for without in ALL:
