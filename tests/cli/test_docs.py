@@ -16,7 +16,7 @@ import docs_pages
 import pytest
 from docs_pages import PAGES, REPOSITORY, Scenario, Step, shown
 
-from cmkfs import config, errors, policy
+from cmkfs import config, errors, policyfile
 from cmkfs.cli.app import cli
 
 SECONDS = 120
@@ -224,7 +224,7 @@ def test_policies_and_configurations_in_the_documents_are_valid() -> None:
         for text, line in docs_pages.blocks(page, "toml"):
             name = f"{shown(page)}:{line}"
             if "[[rule]]" in text:
-                policy.parse(text, name=name, accounts=AnyAccounts())
+                policyfile.parse(text, name=name, accounts=AnyAccounts())
                 policies += 1
             else:
                 config.parse(text, name=name)

@@ -183,7 +183,8 @@ class RealMount:
             except OSError as error:
                 if error.errno == errno.ENOTCONN:
                     return
-                assert error.errno == errno.ECONNABORTED
+                if error.errno != errno.ECONNABORTED:
+                    raise
 
     def await_end(self) -> None:
         """Wait for the daemon to end, which somebody else has caused."""
