@@ -1,9 +1,11 @@
 """The answers of a mount to control requests: status, lock, unlock, info, confirm."""
 
+import errno
 import os
 import socket
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import trio
@@ -11,7 +13,7 @@ import trio
 from cmkfs.auditing import MountAudit
 from cmkfs.control.protocol import PEER, Fields, Peer
 from cmkfs.control.server import Handler
-from cmkfs.errors import CmkfsError, Locked, NotFound, TokenUnavailable, UsageError
+from cmkfs.errors import AlreadyExists, CmkfsError, Locked, NotFound, TokenUnavailable, UsageError
 from cmkfs.format.header import Identity
 from cmkfs.fs.guard import Bugs, Requests
 from cmkfs.fs.inodes import Inode
@@ -48,6 +50,9 @@ class ControlAnswers:
             "unlock": self._unlock,
             "info": self._info,
             "confirm": self._confirm,
+            "zones": self._zones,
+            "zone_create": self._zone_create,
+            "zone_remove": self._zone_remove,
             "audit": self._audit_head,
         }
 
@@ -89,22 +94,30 @@ class ControlAnswers:
         if self._audit is not None:
             self._audit.recorder.require_room()
         was_unlocked = all(zone.state is ZoneState.SERVING for zone in zones)
-        for zone in zones:
-            watch = self._mounted.watches[zone.cmk_id]
-            await watch.look()
-            if watch.refusal is not None:
-                raise type(watch.refusal)(str(watch.refusal), hint=watch.refusal.next_step)
-            if not watch.healthy:
-                raise TokenUnavailable("the token does not answer")
-        await self._mounted.locks.unlock(zones, by=by)
-        for zone in zones:
-            zone.locked_by_operator = False
+        refused: CmkfsError | None = None
+        for zone in zones:  # each by itself: one whose CMK is disabled does not keep the others locked
+            try:
+                await self._unlock_one(zone, by)
+            except CmkfsError as error:
+                refused = refused or error
+        if refused is not None:
+            raise type(refused)(str(refused), hint=refused.next_step)
         return {"was_unlocked": was_unlocked}
+
+    async def _unlock_one(self, zone: Zone, by: Peer | None) -> None:
+        watch = self._mounted.watches[zone.cmk_id]
+        await watch.look()
+        if watch.refusal is not None:
+            raise watch.refusal
+        if not watch.healthy:
+            raise TokenUnavailable("the token does not answer")
+        await self._mounted.unlock([zone], by=by)
+        zone.locked_by_operator = False
 
     async def _confirm(self, arguments: Fields) -> Fields:
         cmk_id = bytes.fromhex(str(arguments.get("cmk_id", "")))
         watch = self._mounted.watches.get(cmk_id)
-        if watch is None:
+        if watch is None or not self._mounted.under(cmk_id):
             raise NotFound("no zone of this mount is under that CMK")
         await watch.look()
         return {"state": self._state(self._mounted.under(cmk_id)), "policy": watch.policy_hash}
@@ -118,18 +131,10 @@ class ControlAnswers:
             "vault": str(self._mounted.vault),
             "pid": os.getpid(),
             "host": socket.gethostname(),
-            "state": self._state(zones),
+            # The root zone's: without it no path leads anywhere. Of the others `zones` tells.
+            "state": self._state([self._mounted.root_zone]),
             "read_only": self._mounted.backing.read_only,
-            "zones": [
-                {
-                    "zone": zone.zone_id.hex(),
-                    "cmk": zone.cmk_name,
-                    "cmk_id": zone.cmk_id.hex(),
-                    "state": self._state([zone]),
-                    "reason": zone.reason,
-                }
-                for zone in zones
-            ],
+            "zones": [self._zone_facts(zone) for zone in zones],
             "leases": self._mounted.keyring.leases,
             "unwraps": self._mounted.keyring.unwraps,
             "open_files": len(self._mounted.operations.handles.files),
@@ -146,6 +151,37 @@ class ControlAnswers:
             "stable_pages": "device" if self._mounted.backing.kind.waits_by_itself else "waited",
             "warnings": [*self._mounted.warnings(), *self._audit_warnings()],
         }
+
+    def _zone_facts(self, zone: Zone) -> Fields:
+        return {
+            "zone": zone.zone_id.hex(),
+            "cmk": zone.cmk_name,
+            "cmk_id": zone.cmk_id.hex(),
+            "state": self._state([zone]),
+            "reason": zone.reason,
+        }
+
+    async def _zones(self, _arguments: Fields) -> Fields:
+        """All zones, with the paths of their roots as far as they can be told without a key that is away."""
+        paths = await self._mounted.zones.paths()
+        zones = []
+        for zone in self._mounted.keyring.zones.values():
+            path = b"" if zone is self._mounted.root_zone else paths.get(zone.zone_id)
+            where = None if path is None else os.fsdecode(os.path.join(os.fsencode(self._mounted.mountpoint), path))
+            zones.append({"path": where, **self._zone_facts(zone)})
+        return {"mountpoint": str(self._mounted.mountpoint), "zones": zones}
+
+    async def _zone_create(self, arguments: Fields) -> Fields:
+        with _told_as_errors():
+            zone = await self._mounted.create_zone(
+                self._inode(arguments), str(arguments.get("cmk")), by=_asker(arguments)
+            )
+        return {"zone": zone.zone_id.hex(), "cmk": zone.cmk_name, "cmk_id": zone.cmk_id.hex()}
+
+    async def _zone_remove(self, arguments: Fields) -> Fields:
+        with _told_as_errors():
+            zone = await self._mounted.remove_zone(self._inode(arguments), by=_asker(arguments))
+        return {"zone": zone.zone_id.hex(), "cmk": zone.cmk_name, "cmk_id": zone.cmk_id.hex()}
 
     async def _audit_head(self, _arguments: Fields) -> Fields:
         """Where the mount's audit log ends, so that `audit verify` sees what was cut off behind the daemon's back."""
@@ -186,13 +222,17 @@ class ControlAnswers:
             return "disabled"
         return "locked"
 
-    async def _info(self, arguments: Fields) -> Fields:
+    def _inode(self, arguments: Fields) -> Inode:
         number = arguments.get("ino")
         if not isinstance(number, int):
-            raise UsageError("info needs an inode number")
+            raise UsageError("the request needs an inode number")
         inode = self._mounted.inodes.get(1 if number == os.fstat(self._mounted.backing.root_fd).st_ino else number)
         if inode is None:
             raise NotFound("the mount does not know this inode")
+        return inode
+
+    async def _info(self, arguments: Fields) -> Fields:
+        inode = self._inode(arguments)
         zone = self._mounted.operations.zone_of(inode)
         zone.check()
         return {**self._facts(inode), "zone": zone.zone_id.hex(), "cmk": zone.cmk_name, "format": 1}
@@ -204,7 +244,7 @@ class ControlAnswers:
             "plain_size": self._mounted.attributes.fill(inode, found).st_size,
             "cipher_size": found.st_size,
             "backing_path": self._backing_path(inode),
-            "cmk_version": self._mounted.root_zone.record.recipient.version.version,
+            "cmk_version": self._mounted.operations.zone_of(inode).record.recipient.version.version,
             "state": "clean",
             "file_id": None,
         }
@@ -231,3 +271,14 @@ def _asker(arguments: Fields) -> Peer | None:
     """Who sent the request."""
     peer = arguments.get(PEER)
     return peer if isinstance(peer, Peer) else None
+
+
+@contextmanager
+def _told_as_errors() -> Iterator[None]:
+    """What goes wrong in the vault, as the command tells it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:
+            raise AlreadyExists("the directory is not empty", hint="name a new or empty directory") from error
+        raise CmkfsError(f"the vault: {error.strerror or error}") from error

@@ -30,7 +30,7 @@ from cmkfs.keys.access import TokenAccess
 from cmkfs.keys.keyring import Keyring
 from cmkfs.keys.memory import protect_memory
 from cmkfs.keys.policies import Policies
-from cmkfs.keys.provider import Cmk, CmkState
+from cmkfs.keys.provider import CmkState
 from cmkfs.keys.token_client import TokenClient
 from cmkfs.keys.token_process import TokenProcess
 from cmkfs.keys.zone import Zone
@@ -150,25 +150,25 @@ async def _serve_audited(
     zone = Zone(record.zone_id, record, cmk.name)
     keyring = Keyring(vault, client, Policies(os.geteuid()))
     keyring.audit = audit.recorder
-    pool = keyring.add_zone(zone)
+    keyring.add_zone(zone)
     keyring.audit.changed("mount", reason=str(spec.vault), caller=audit.process, zone=zone)
     await keyring.unlock(zone)
     mounted = Mounted(spec.vault, spec.mountpoint, backing, keyring, zone, spec.options)
     await mounted.recover_and_open()
-    return await _until_unmounted(spec, mounted, cmk, ownership, audit, [pool.keep_filled, audit.run], ready)
+    return await _until_unmounted(spec, mounted, ownership, audit, [audit.run], ready)
 
 
 async def _until_unmounted(
     spec: MountSpec,
     mounted: Mounted,
-    cmk: Cmk,
     ownership: Ownership,
     audit: MountAudit,
     background: list[Task],
     ready: Ready,
 ) -> bool:
     """Mount, serve, unmount, store, and tell who waits for it. True if everything was stored."""
-    server = ControlServer(spec.home, _record(spec, cmk), ControlAnswers(mounted, audit).handlers())
+    server = ControlServer(spec.home, _record(spec, mounted), ControlAnswers(mounted, audit).handlers())
+    mounted.on_zones_changed = lambda: server.update(_record(spec, mounted))
     device: FuseDevice | None = None
     async with trio.open_nursery() as clients:
         try:
@@ -213,12 +213,12 @@ def _mount_request(spec: MountSpec) -> MountRequest:
     )
 
 
-def _record(spec: MountSpec, cmk: Cmk) -> MountRecord:
+def _record(spec: MountSpec, mounted: Mounted) -> MountRecord:
     return MountRecord(
         mountpoint=str(spec.mountpoint),
         vault=str(spec.vault),
         pid=os.getpid(),
-        cmks={cmk.cmk_id.hex(): cmk.name},
+        cmks=mounted.cmks,
         revocation_bound=spec.options.revocation_bound,
     )
 
@@ -231,6 +231,7 @@ async def _run(mounted: Mounted, device: FuseDevice, background: list[Task], rea
         nursery.start_soon(_unmount_on_signal, mounted, device)
         nursery.start_soon(_lock_on_signal, mounted)
         await device.serving.wait()
+        mounted.start_soon = nursery.start_soon
         for task in [*background, *mounted.background()]:
             nursery.start_soon(task)
         ready(mounted.ready_report())

@@ -2,9 +2,10 @@
 
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
+from cmkfs.audit.auditor import Caller
 from cmkfs.config import MountOptions
 from cmkfs.control.protocol import Fields
 from cmkfs.errors import Damaged, GuardianGone, KeyUnavailable, Locked
@@ -15,7 +16,7 @@ from cmkfs.fs.directory import Directories
 from cmkfs.fs.forgetting import KernelCache
 from cmkfs.fs.fusedev import FuseDevice
 from cmkfs.fs.idle import whenever_idle
-from cmkfs.fs.inodes import InodeTable
+from cmkfs.fs.inodes import Inode, InodeTable
 from cmkfs.fs.lockdown import Lockdown, LockReport
 from cmkfs.fs.namespace import Namespace
 from cmkfs.fs.openfile import OpenFile
@@ -31,8 +32,12 @@ from cmkfs.keys.keyring import Keyring
 from cmkfs.keys.pool import random_id
 from cmkfs.keys.watch import CmkWatch
 from cmkfs.keys.zone import Zone, ZoneState
+from cmkfs.zones import Zones, as_refusal
 
 log = logging.getLogger(__name__)
+
+
+Task = Callable[[], Awaitable[None]]
 
 
 class Mounted:
@@ -55,7 +60,8 @@ class Mounted:
         self._options = options
         self._vaultdir = VaultDir(backing, keyring.vault, root_zone.keys.session)
         self.inodes = InodeTable(backing)
-        self._directories = Directories(self.inodes, keyring.zones, self._vaultdir.zone_roots(root_zone.keys))
+        roots = self._vaultdir.zone_roots(root_zone.keys)
+        self._directories = Directories(self.inodes, keyring.zones, roots, keyring.vault.vault_hash)
         self.settler = Settler(backing, self._release)
         self._opener = FileOpener(backing, self.inodes, keyring, self.settler.on_dirty)
         symlinks = Symlinks(backing.root_fd)
@@ -72,13 +78,19 @@ class Mounted:
             Setattr(self.inodes, self._opener),
             no_xattrs=options.noxattr,
         )
+        self.zones = Zones(keyring, self.inodes, self._directories, namespace, self._vaultdir, root_zone)
         self._session: Session | None = None
+        self._recovery: Recovery | None = None
         self.recovered: Report | None = None
         self._device: FuseDevice | None = None
         self._kernel: KernelCache | None = None
         self._lockdown: Lockdown | None = None
         self._revocation: Revocation | None = None
         self.watches: dict[bytes, CmkWatch] = {}
+        self.start_soon: Callable[[Task], object] = _not_yet
+        """Starts a task that runs as long as the mount is served."""
+        self.on_zones_changed: Callable[[], object] = _nobody_asks
+        """Called when a zone was made or given up."""
 
     def _release(self, file: OpenFile) -> None:
         self._opener.release(file)
@@ -88,18 +100,34 @@ class Mounted:
     async def recover_and_open(self) -> None:
         """Settle what an earlier session left, then begin one. Raises Damaged, OSError."""
         self._check_root()
+        await self.zones.open()
         last = self._vaultdir.session()
         if last.state is SessionState.OPEN:
-            recovery = Recovery(self.backing, self.inodes, self._directories, self._opener, self.settler)
+            recovery = self._recovery = Recovery(
+                self.backing, self.inodes, self._directories, self._opener, self.settler
+            )
             self.recovered = await recovery.run(last.unsettled_since)
             self._tell_of_recovery(self.recovered)
             self.attributes.found_sizes = recovery.found_sizes
         if not self.backing.read_only:
             since = self._vaultdir.backing_now_ns()
-            if self.recovered is not None and self.recovered.incomplete:
+            if not self._recovered_all:
                 since = last.unsettled_since
             self._session = Session(last.sequence + 1, SessionState.OPEN, random_id(), since)
             await self._vaultdir.write_session(self._session)
+
+    @property
+    def _recovered_all(self) -> bool:
+        """False if something is left for a later recovery: in a zone that is still locked, too."""
+        recovery = self._recovery
+        return recovery is None or not (recovery.report.incomplete or recovery.locked)
+
+    async def _before_serving(self, zone: Zone) -> None:
+        """A zone was unlocked: first zones inside it are looked for, and what an earlier session left is settled."""
+        await self.zones.search()
+        if self._recovery is not None and zone in self._recovery.locked:
+            await self._recovery.resume(zone, self.keyring.zones.values())
+            self._tell_of_recovery(self._recovery.report)
 
     def _tell_of_recovery(self, report: Report) -> None:
         facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in report.facts().items())
@@ -131,7 +159,9 @@ class Mounted:
             device,
             shared=self._options.allow_other,
         )
-        self.watches[self.root_zone.cmk_id] = self._watch(self.root_zone)
+        self._lockdown.before_serving = self._before_serving
+        for zone in self.keyring.zones.values():
+            self.watches.setdefault(zone.cmk_id, self._watch(zone))
 
     async def begin_guarding(self) -> None:
         """From now on a daemon that is killed leaves nothing readable behind. Before anything is served."""
@@ -158,7 +188,7 @@ class Mounted:
         except OSError as failure:
             error = str(failure)
         unsaved = [self._name(file) for file in self.settler.dirty]
-        complete = self.recovered is None or not self.recovered.incomplete
+        complete = self._recovered_all and not self.zones.unfinished
         if self._session is not None and complete and not unsaved and not error:
             error = await self._close_session(self._session)
         for file in self.settler.dirty:
@@ -180,11 +210,12 @@ class Mounted:
     def _name(self, file: OpenFile) -> str:
         return self._lockdown.path_of(file) if self._lockdown is not None else "?"
 
-    def background(self) -> list[Callable[[], Awaitable[None]]]:
+    def background(self) -> list[Task]:
         """Tasks to run while requests are served."""
         watches = [watch.run for watch in self.watches.values()]
+        pools = [self.keyring.pool_of(zone).keep_filled for zone in self.keyring.zones.values()]
         idle = [] if self._options.idle_minutes is None else [self._lock_when_idle]
-        return [self.settler.run, self.locks.renew_leases, self._keep_guarded, *watches, *idle]
+        return [self.settler.run, self.locks.renew_leases, self._keep_guarded, *watches, *pools, *idle]
 
     async def _lock_when_idle(self) -> None:
         minutes = self._options.idle_minutes or 1
@@ -218,7 +249,7 @@ class Mounted:
             await self.locks.lock(self.under(zone.cmk_id), why)
 
         async def unlock() -> None:
-            await self.locks.unlock(z for z in self.under(zone.cmk_id) if not z.locked_by_operator)
+            await self.unlock(z for z in self.under(zone.cmk_id) if not z.locked_by_operator)
 
         async def revoke() -> bool:
             return self._revocation is None or await self._revocation.apply(self.under(zone.cmk_id))
@@ -256,11 +287,56 @@ class Mounted:
         return [zone for zone in self.keyring.zones.values() if zone.cmk_id == cmk_id]
 
     async def begin_watching(self) -> None:
-        """Bring the policies, before anything is served. Raises Disabled, TokenUnavailable, …"""
-        for watch in self.watches.values():
-            await watch.begin()
+        """Bring the policies, before anything is served. Raises Disabled, TokenUnavailable, … for the root's CMK."""
+        for cmk_id, watch in self.watches.items():
+            locked = [zone for zone in self.under(cmk_id) if zone.state is ZoneState.LOCKED]
+            if locked:
+                watch.refusal = as_refusal(locked[0].refusal(), locked[0].cmk_name)
+            if cmk_id == self.root_zone.cmk_id:
+                await watch.begin()
+            else:
+                await watch.look()
         if self._revocation is not None:
             self._revocation.begin(self.keyring.zones.values())
+
+    async def unlock(self, zones: Iterable[Zone], *, by: Caller | None = None) -> None:
+        """Serve zones again, and zones inside them that could not be found until now. Raises Disabled, …"""
+        known = set(self.keyring.zones)
+        await self.locks.unlock(zones, by=by)
+        for zone_id in set(self.keyring.zones) - known:
+            await self._adopt(self.keyring.zones[zone_id])
+
+    async def _adopt(self, zone: Zone) -> None:
+        """A zone that came while the mount is served gets what the others have."""
+        if zone.cmk_id not in self.watches:
+            watch = self.watches[zone.cmk_id] = self._watch(zone)
+            await watch.look()
+            self.start_soon(watch.run)
+        if self._revocation is not None:
+            self._revocation.begin([zone])
+        self.start_soon(self.keyring.pool_of(zone).keep_filled)
+        self.on_zones_changed()
+
+    async def create_zone(self, inode: Inode, cmk: str, *, by: Caller | None = None) -> Zone:
+        """Make an empty directory the root of a zone under a CMK. Raises OSError, CmkNotFound, Disabled, …"""
+        zone = await self.zones.create(inode, await self.zones.cmk_for_new_zone(cmk))
+        await self._adopt(zone)
+        self.keyring.audit.changed("zone.create", caller=by, zone=zone)
+        return zone
+
+    async def remove_zone(self, inode: Inode, *, by: Caller | None = None) -> Zone:
+        """Make the empty root of a zone a plain directory again. Raises OSError (ENOTEMPTY), NotFound, Locked, …"""
+        zone = await self.zones.remove(inode)
+        await self.locks.lock([zone], Locked("the zone was removed", hint=""))  # files without a name may be open
+        self.keyring.remove_zone(zone)
+        self.on_zones_changed()
+        self.keyring.audit.changed("zone.remove", caller=by, zone=zone)
+        return zone
+
+    @property
+    def cmks(self) -> dict[str, str]:
+        """The CMKs of all zones: id in hex digits to name."""
+        return {zone.cmk_id.hex(): zone.cmk_name for zone in self.keyring.zones.values()}
 
     def warnings(self) -> list[str]:
         """What its users should know."""
@@ -274,7 +350,19 @@ class Mounted:
         negotiated = self._device.negotiated if self._device is not None else None
         if negotiated is not None and negotiated.fallback:
             warnings.append(f"slower than it could be: {negotiated.fallback}")
+        if self.zones.missing:
+            warnings.append(f"the root of {len(self.zones.missing)} zones was not found, or is damaged")
+        for zone in self._recovery.locked if self._recovery is not None else ():
+            warnings.append(f"what an earlier session left under CMK {zone.cmk_name} is settled when it is unlocked")
         broken = sum(file.sync_failed for file in self.settler.dirty)
         if broken:
             warnings.append(f"{broken} files could not be made durable")
         return warnings
+
+
+def _not_yet(_task: Task) -> None:
+    raise RuntimeError("the mount is not served yet")
+
+
+def _nobody_asks() -> None:
+    """There is no control socket yet."""

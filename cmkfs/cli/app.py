@@ -34,6 +34,7 @@ _COMMANDS: Mapping[str, str] = {
     "token": "cmkfs.cli.token:group",
     "umount": "cmkfs.cli.umount:umount",
     "unlock": "cmkfs.cli.lock:unlock",
+    "zone": "cmkfs.cli.zone:group",
 }
 
 _EXIT_OF_ERRNO: Mapping[int, int] = {errno.ENOENT: EXIT_NOT_FOUND, errno.EBUSY: EXIT_BUSY}

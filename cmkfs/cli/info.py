@@ -51,14 +51,14 @@ def _resolved(path: Path) -> Path:
 def document_of(path: Path) -> Fields:
     """What is known of a file on a mount, or of a backing file. Raises NotFound, KeyUnavailable, Damaged, OSError."""
     where = _resolved(path)
-    status = _status(where)
-    entry = _mount_of(Home.from_environment(), where)
+    status = status_of(where)
+    entry = mount_of(Home.from_environment(), where)
     if entry is not None:
         return {**client.ask(entry, "info", ino=status.st_ino), "authenticated": True}
     return _backing(where, status)
 
 
-def _status(path: Path) -> os.stat_result:
+def status_of(path: Path) -> os.stat_result:
     """lstat, with what a mount refuses as the error it stands for."""
     try:
         return path.lstat()
@@ -69,7 +69,7 @@ def _status(path: Path) -> os.stat_result:
         raise kind(f"{path}: {error.strerror}", hint="cmkfs status") from error
 
 
-def _mount_of(home: Home, path: Path) -> Entry | None:
+def mount_of(home: Home, path: Path) -> Entry | None:
     """The live mount of cmkfs that `path` is on, None if it is on something else."""
     for place in (path, *path.parents):
         mounted = kernel_mount.mounted_at(os.fsencode(place))

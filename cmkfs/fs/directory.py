@@ -14,12 +14,12 @@ from cmkfs.errors import Damaged
 from cmkfs.format import b64
 from cmkfs.format.vault import ID_SIZE, ZoneRoot
 from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fs.vaultdir import read_zone_record
 from cmkfs.keys.zone import Zone
 
 OWN_PREFIX = b"cmkfs."
 LONG_PREFIX = b"long."
 DIR_ID = b"cmkfs.dir"
-ZONE_RECORD = b"cmkfs.zone"
 SIDECAR_PREFIX = b"cmkfs.long."
 TEMPORARY_PREFIX = b"cmkfs.tmp."
 GONE_PREFIX = b"cmkfs.gone."
@@ -64,14 +64,30 @@ def plain_name(directory: Directory, dir_fd: int, entry: bytes) -> bytes:
 
 
 class Directories:
-    """Authenticates directories, once each while the kernel knows them."""
+    """Authenticates directories, once each while the kernel knows them.
 
-    def __init__(self, inodes: InodeTable, zones: dict[bytes, Zone], zone_roots: tuple[ZoneRoot, ...]) -> None:
+    `zones` are those whose keys may be had, `zone_roots` the list of all zones below the root. The records in
+    the roots of zones are checked if `vault_hash` is given.
+    """
+
+    def __init__(
+        self,
+        inodes: InodeTable,
+        zones: dict[bytes, Zone],
+        zone_roots: tuple[ZoneRoot, ...],
+        vault_hash: bytes | None = None,
+    ) -> None:
         self._inodes = inodes
         self._zones = zones
-        self._roots = {root.zone_id: root for root in zone_roots}
-        self._roots_below = {root.parent_dir_id for root in zone_roots}
+        self._vault_hash = vault_hash
         self._living: WeakValueDictionary[bytes, Inode] = WeakValueDictionary()
+        self.list_zones(zone_roots)
+
+    def list_zones(self, zone_roots: tuple[ZoneRoot, ...]) -> None:
+        """From now on these are the zones below the root."""
+        self.zone_roots = zone_roots
+        self._places = {(root.parent_dir_id, root.name): root for root in zone_roots}
+        self._parents = {root.parent_dir_id for root in zone_roots}
 
     def of(self, inode: Inode) -> Directory:
         """The authenticated directory. Raises Damaged, NotADirectoryError, and Locked, Disabled, …"""
@@ -111,22 +127,53 @@ class Directories:
         """A zone begins exactly where the list of zones says (docs/format.md, section 5)."""
         parent_inode, entry = inode.places[-1]
         parent = self.of(parent_inode)
-        if directory.zone is parent.zone and parent.dir_id not in self._roots_below:
+        if directory.zone is parent.zone and parent.dir_id not in self._parents:
             return
         name = plain_name(parent, self._inodes.dir_fd(parent_inode), entry)
-        expected = [root for root in self._roots.values() if root.parent_dir_id == parent.dir_id and root.name == name]
-        if not expected and directory.zone is parent.zone:
+        listed = self._places.get((parent.dir_id, name))
+        if listed is None and directory.zone is parent.zone:
             return
-        wanted = ZoneRoot(directory.zone.zone_id, parent.dir_id, directory.dir_id, name)
-        if expected != [wanted]:
+        if listed != ZoneRoot(directory.zone.zone_id, parent.dir_id, directory.dir_id, name):
             raise Damaged("a directory of one zone in the place of another")
+        if self._vault_hash is not None:
+            self._check_record(inode, directory.zone, listed, self._vault_hash)
 
-    def is_zone_root(self, directory: Directory) -> bool:
-        """True for the root of a zone: it is moved and removed only as a zone."""
-        root = self._roots.get(directory.zone.zone_id)
-        return root is not None and root.dir_id == directory.dir_id
+    def _check_record(self, inode: Inode, zone: Zone, listed: ZoneRoot, vault_hash: bytes) -> None:
+        """The record in a zone's root is this zone's, and says that it hangs here."""
+        record = read_zone_record(self._inodes.dir_fd(inode))
+        if (record.zone_id, record.commitment) != (zone.zone_id, zone.record.commitment):
+            raise Damaged("the root of a zone has the record of another")
+        if zone.keys.open_zone_root(vault_hash, record) != listed:
+            raise Damaged("the record of a zone belongs to another place")
+
+    def claimed_zone(self, inode: Inode) -> Zone | None:
+        """The zone that a directory claims to be in, which nobody has proven; None if there is no such zone."""
+        try:
+            return self._zones.get(b64.decode(os.readlink(DIR_ID, dir_fd=self._inodes.dir_fd(inode)))[:ID_SIZE])
+        except (OSError, Damaged):
+            return None
+
+    def zone_id_at(self, parent: Inode, entry: bytes) -> bytes:
+        """The zone that a directory at this place must be in. Raises Damaged, and Locked, Disabled, …"""
+        directory = self.of(parent)
+        listed = self._places.get((directory.dir_id, plain_name(directory, self._inodes.dir_fd(parent), entry)))
+        return listed.zone_id if listed is not None else directory.zone.zone_id
+
+    def is_zone_place(self, directory: Directory, name: bytes) -> bool:
+        """True for the name of a zone's root, whatever is there: it is moved and removed only as a zone."""
+        return directory.dir_id in self._parents and (directory.dir_id, name) in self._places
+
+    def shown_by(self, inode: Inode) -> Inode | None:
+        """The directory that a zone's root lies in, None for all else: who may list that one may see the root."""
+        if not self._parents or not inode.places:
+            return None
+        parent, entry = inode.places[-1]
+        if parent.directory is None or parent.directory.dir_id not in self._parents:
+            return None
+        name = plain_name(parent.directory, self._inodes.dir_fd(parent), entry)
+        return parent if (parent.directory.dir_id, name) in self._places else None
 
     def forget_removed(self, inode: Inode) -> None:
-        """A directory was removed: its id is free."""
+        """A directory was removed, or has another id now: the one that it had is free."""
         if inode.directory is not None and self._living.get(inode.directory.dir_id) is inode:
             del self._living[inode.directory.dir_id]

@@ -151,6 +151,9 @@ class InodeTable:
                 self.roster.remove(inode.place_in_roster)
             inode = self._inodes[ino] = Inode(ino, fmt)
             inode.place_in_roster = self.roster.add(ino)
+        elif inode.parent is not None and inode.places[-1:] != [(parent, name)]:
+            _check_zones_agree(inode, parent)
+            inode.directory = None  # at this place it is another directory until that is proven
         inode.add_place(parent, name)
         return inode
 
@@ -357,3 +360,10 @@ class InodeTable:
             inode.lookups = 0
             self.drop_if_unused(inode)
         self.roster.close()
+
+
+def _check_zones_agree(inode: Inode, parent: Inode) -> None:
+    """An inode is in one zone: no rename leads from one into another, so somebody carried it by hand."""
+    known, found = inode.parent and inode.parent.directory, parent.directory
+    if known and found and known.zone is not found.zone:
+        raise Damaged("something of one zone in a directory of another")

@@ -13,7 +13,7 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,7 +27,7 @@ from cmkfs.fs.openfile import OpenFile
 from cmkfs.fs.operations import Operations
 from cmkfs.fs.settle import Settler
 from cmkfs.keys.keyring import Keyring
-from cmkfs.keys.zone import Zone, ZoneState
+from cmkfs.keys.zone import Zone, ZoneState, in_recovery
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,8 @@ class Lockdown:
         self._kernel = kernel
         self._turn = trio.Lock()
         self._renew = trio.Event()
+        self.before_serving: Callable[[Zone], Awaitable[None]] | None = None
+        """What a zone that was locked when the mount began still needs, with its keys at hand."""
 
     async def lock(
         self, zones: Iterable[Zone], why: KeyUnavailable, *, drop_dirty: bool = False, by: Caller | None = None
@@ -121,11 +123,32 @@ class Lockdown:
         async with self._turn:
             locked = [zone for zone in zones if zone.state is ZoneState.LOCKED]
             for zone in locked:
-                await self._keyring.unlock(zone)
+                await self._unlock(zone)
                 log.warning("unlocked: zone %s", zone.zone_id.hex())
                 self._keyring.audit.changed("unlock", caller=by, zone=zone)
             self._renew.set()
             return bool(locked)
+
+    async def _unlock(self, zone: Zone) -> None:
+        """Serve a zone, once what an earlier session left in it is settled. Raises as `unlock`."""
+        if self.before_serving is None:
+            await self._keyring.unlock(zone)
+            return
+        await self._keyring.unlock(zone, recover_first=True)
+        try:
+            token = in_recovery.set(True)
+            try:
+                await self.before_serving(zone)
+            finally:
+                in_recovery.reset(token)
+        except (CmkfsError, OSError) as error:
+            zone.explain(error if isinstance(error, KeyUnavailable) else KeyUnavailable(f"not recovered: {error}"))
+            self._drop_keys([zone])
+            raise zone.refusal() from error
+        except BaseException:
+            self._drop_keys([zone])
+            raise
+        zone.end_recovering()
 
     async def renew_leases(self) -> None:
         """Background task: after an unlock, have the keys of the files that programs have open for writing.
@@ -184,13 +207,14 @@ class Lockdown:
             pass
 
     def _known(self, zones: list[Zone]) -> list[Inode]:
-        """Every inode that the kernel may have cached: open ones first, of these the ones without dirty pages."""
+        """Every inode of the zones that the kernel may have cached: open ones first, with dirty pages second."""
         if not zones:
             return []
+        among = frozenset(zones)
         written = {handle.file.inode for handle in self._operations.handles.files.values() if handle.writable}
         ranks: tuple[list[Inode], ...] = ([], [], [])
         for inode in self._inodes:
-            if inode.lookups:
+            if inode.lookups and _concerns(inode, among):
                 ranks[2 if inode.file is None else 1 if inode in written else 0].append(inode)
         return [inode for rank in ranks for inode in rank]
 
@@ -220,3 +244,18 @@ class Lockdown:
             parts.append(name.decode(errors="backslashreplace"))
             inode = parent
         return "/".join(reversed(parts)) or "(no name)"
+
+
+def _concerns(inode: Inode, zones: frozenset[Zone]) -> bool:
+    """Is it in one of the zones, as far as can be told without a key? Asked for each inode that the kernel knows.
+
+    The root of a zone concerns two: its own, and the one it lies in, which shows its attributes.
+    """
+    if inode.file is not None:
+        return inode.file.zone in zones
+    if inode.directory is not None and inode.directory.zone in zones:
+        return True
+    if inode.parent is None:
+        return inode.directory is None
+    above = inode.parent.directory
+    return above is None or above.zone in zones

@@ -42,6 +42,7 @@ class Namespace:
         self._directories = directories
         self._symlinks = symlinks
         self._unsynced: dict[Ino, int] = {}
+        self.closed: set[Inode] = set()  # directories that take no new entry now: they change their zone
         self._new = NewNodes(backing)
 
     # -- durability ------------------------------------------------------------------------------
@@ -190,6 +191,8 @@ class Namespace:
         names = backing_name(self._directories.of(parent), name)
         if parent.removed:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        if self.closed and parent in self.closed:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
         self._changed(parent)
         if names.sidecar is not None:
             try:
@@ -247,10 +250,10 @@ class Namespace:
         found = self._stat(parent, names)
         if not stat.S_ISDIR(found.st_mode):
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        self._refuse_zone_root(parent, name)
         inode = self._inodes.learn(found, parent, names.entry)
-        if self._directories.is_zone_root(self._directories.of(inode)):
-            raise OSError(errno.EBUSY, "the root of a zone is removed only as a zone")
-        self._check_empty(inode)
+        self._directories.of(inode)
+        self.check_empty(inode)
         self._inodes.pin_before_removal(found, dir_fd, names.entry)
         gone = GONE_PREFIX + b64.encode(random_id())
         rename(dir_fd, names.entry, dir_fd, gone)
@@ -259,7 +262,8 @@ class Namespace:
         self._forget_directory(inode, found, parent, names.entry)
         return inode
 
-    def _check_empty(self, inode: Inode) -> None:
+    def check_empty(self, inode: Inode) -> None:
+        """Raise OSError ENOTEMPTY unless a directory has no entry but the vault's own."""
         fd = self._inodes.open(inode, os.O_RDONLY)
         try:
             with os.scandir(fd) as entries:
@@ -285,6 +289,11 @@ class Namespace:
         self._directories.forget_removed(inode)
         self._inodes.removed(found, parent, entry)
 
+    def _refuse_zone_root(self, parent: Inode, name: bytes) -> None:
+        """Raise OSError EBUSY for a zone's root. With EXDEV `mv` would copy it all out, under the CMK around it."""
+        if self._directories.is_zone_place(self._directories.of(parent), name):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
     # -- rename ----------------------------------------------------------------------------------
 
     def rename(self, source_dir: Inode, source: bytes, target_dir: Inode, target: bytes, flags: int) -> Inode | None:
@@ -294,8 +303,8 @@ class Namespace:
         if self._directories.of(source_dir).zone is not self._directories.of(target_dir).zone:
             raise CrossZone("a rename cannot lead from one zone into another")
         inode, found = self.lookup(source_dir, source)
-        if inode.is_dir and self._directories.is_zone_root(self._directories.of(inode)):
-            raise CrossZone("the root of a zone is moved only as a zone")
+        self._refuse_zone_root(source_dir, source)
+        self._refuse_zone_root(target_dir, target)
         if flags & RENAME_EXCHANGE:
             self._exchange(source_dir, source, target_dir, target)
             return None
@@ -356,9 +365,8 @@ class Namespace:
         if not inode.is_dir:
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
         old = self._inodes.learn(replaced, target_dir, names.entry)
-        if self._directories.is_zone_root(self._directories.of(old)):
-            raise CrossZone("the root of a zone is replaced only as a zone")
-        self._check_empty(old)
+        self._directories.of(old)
+        self.check_empty(old)
         target_fd = self._inodes.dir_fd(target_dir)
         self._inodes.pin_before_removal(replaced, target_fd, names.entry)
         rename(source_fd, source, target_fd, names.entry, RENAME_EXCHANGE)
@@ -372,8 +380,6 @@ class Namespace:
         """Both names go on existing, so no sidecar changes."""
         first, _ = self.lookup(source_dir, source)
         second, _ = self.lookup(target_dir, target)
-        if second.is_dir and self._directories.is_zone_root(self._directories.of(second)):
-            raise CrossZone("the root of a zone is moved only as a zone")
         old = backing_name(self._directories.of(source_dir), source)
         new = backing_name(self._directories.of(target_dir), target)
         rename(self._inodes.dir_fd(source_dir), old.entry, self._inodes.dir_fd(target_dir), new.entry, RENAME_EXCHANGE)

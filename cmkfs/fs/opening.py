@@ -49,6 +49,8 @@ class FileOpener:
         self._opening: dict[Inode, trio.Event] = {}
         self._living_ids: WeakValueDictionary[bytes, Inode] = WeakValueDictionary()
         self.recovering = False
+        self.recovering_zones: frozenset[Zone] = frozenset()
+        """Zones that were locked when the mount began, and are settled now."""
 
     async def open(self, inode: Inode, zone: Zone) -> OpenFile:
         """The open file of an inode; the caller raises `handles`. Raises Damaged, Locked, OSError, …"""
@@ -96,19 +98,20 @@ class FileOpener:
             return self._inodes.open(inode, os.O_RDONLY)
 
     async def _load(self, inode: Inode, zone: Zone, fd: int) -> OpenFile:
+        recovering = self.recovering or zone in self.recovering_zones
         page = bytes(await self._backing.fetch(fd, PAGE, 0))
-        if self.recovering and is_unwritten(page):
+        if recovering and is_unwritten(page):
             return await self._give_header(inode, zone, fd)
         identity = Identity.from_bytes(page)
         self._check_alone(inode, identity)
         lease = await self._keyring.lease(zone, identity)
         slots = lease.key.read_slots(page)
         backing_size = os.fstat(fd).st_size
-        verdict = judge(slots.slot, backing_size, recovering=self.recovering)
+        verdict = judge(slots.slot, backing_size, recovering=recovering)
         file = OpenFile(self._backing, self._keyring, inode, fd, identity, lease, slots, backing_size)
         if verdict is Verdict.SCAN:
             await self._end_dirty_file(file, lease.key.content, slots.slot, backing_size)
-        elif verdict is Verdict.CUT or self.recovering:
+        elif verdict is Verdict.CUT or recovering:
             await self._end_clean_file(file, lease.key.content, slots.slot, verdict)
         return file
 

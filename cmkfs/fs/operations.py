@@ -41,7 +41,7 @@ class Operations(FileRequests, XattrRequests):
         node = self._inodes[inode]
         if inode != ROOT_INO:
             # The root always answers, or nothing could unmount it.
-            self._keyring.authorize_any(self.zone_of(node), request_of(ctx), ANY_ACTION)
+            self._keyring.authorize_any(self.zone_of_attributes(node), request_of(ctx), ANY_ACTION)
         else:
             Requests.quiet += 1
         if node.retired:

@@ -6,6 +6,7 @@ A crash never needs more than this, and this needs nothing but the next mount (d
 import logging
 import os
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cmkfs.crypto.xaes import NONCE_SIZE
@@ -20,11 +21,15 @@ from cmkfs.fs.directory import (
     SIDECAR_PREFIX,
     TEMPORARY_PREFIX,
     Directories,
+    Directory,
     plain_name,
 )
 from cmkfs.fs.inodes import Inode, InodeTable
 from cmkfs.fs.opening import FileOpener
 from cmkfs.fs.settle import Settler
+from cmkfs.fs.vaultdir import ZONE_COPY_PREFIX, zone_copy_name
+from cmkfs.fs.zoneroots import finish_switch
+from cmkfs.keys.zone import Zone, ZoneState
 
 log = logging.getLogger(__name__)
 
@@ -66,17 +71,23 @@ class Recovery:
         self._opener = opener
         self._settler = settler
         self.report = Report()
+        self.locked: dict[Zone, Inode] = {}
+        """Zones whose keys could not be had, and their roots: `resume` goes on there."""
+        self._since = 0
+        self._reached: set[Zone] = set()
         self.found_sizes: dict[int, int] = {}
 
     async def run(self, unsettled_since: int) -> Report:
         """Settle every file whose ctime (ns) is not older than `unsettled_since`.
 
-        What cannot be read is reported and left alone. Raises OSError if nothing can be made durable, and
-        KeyUnavailable if the token goes away: what it left unsettled would look like tampering later.
+        What cannot be read is reported and left alone, a zone that is locked until `resume`. Raises OSError if
+        nothing can be made durable, and KeyUnavailable if the token goes away: what it left unsettled would look
+        like tampering later.
         """
         self._opener.recovering = True
+        self._since = unsettled_since
         try:
-            await self._walk(unsettled_since)
+            await self._walk(self._inodes.root)
             await self._settle()
         finally:
             # What could not be written stays to be recovered, at each open anew.
@@ -85,21 +96,50 @@ class Recovery:
             self._inodes.drop_if_unused(inode)
         return self.report
 
-    async def _walk(self, unsettled_since: int) -> None:
+    async def resume(self, zone: Zone, zones: Iterable[Zone]) -> None:
+        """Settle a zone that was locked until now, before anybody is served from it; `zones` are all of the mount.
+
+        In a task that is `in_recovery`. Raises as `run`; then it is still to be done.
+        """
+        root = self.locked[zone]
+        # A zone inside it that was not locked could not be reached either.
+        self._opener.recovering_zones = frozenset(zones) - self._reached
+        try:
+            await self._walk(root)
+            await self._settle()
+        finally:
+            self._opener.recovering_zones = frozenset()
+        del self.locked[zone]
+        self._hold(root, -1)
+        for inode in self._inodes:
+            self._inodes.drop_if_unused(inode)
+
+    def _hold(self, inode: Inode, count: int) -> None:
+        """Keep the way to an inode known, or let go of it, whatever the kernel forgets."""
+        while inode is not self._inodes.root:
+            inode.lookups += count
+            inode = inode.places[-1][0]
+
+    async def _walk(self, start: Inode) -> None:
         # A stack, not recursion: directories may be nested deeper than Python's stack.
-        waiting = [self._inodes.root]
+        waiting = [start]
         while waiting:
             directory = waiting.pop()
             try:
                 with self._inodes.permitted(directory):
-                    waiting += await self._directory(directory, unsettled_since)
+                    waiting += await self._directory(directory, self._since)
             except KeyUnavailable:
-                raise
+                zone = self._directories.claimed_zone(directory)
+                if zone is None or zone.state is not ZoneState.LOCKED:
+                    raise
+                if zone not in self.locked:
+                    self.locked[zone] = directory
+                    self._hold(directory, 1)
             except (CmkfsError, OSError) as error:
                 self._unreadable(directory.places[-1][1] if directory.places else b".", error)
 
     async def _directory(self, parent: Inode, unsettled_since: int) -> list[Inode]:
-        self._directories.of(parent)
+        self._reached.add(self._authenticated(parent).zone)
         fd = self._inodes.open(parent, os.O_RDONLY)
         try:
             entries = [os.fsencode(name) for name in os.listdir(fd)]
@@ -117,6 +157,16 @@ class Recovery:
             return below
         finally:
             os.close(fd)
+
+    def _authenticated(self, inode: Inode) -> Directory:
+        """The directory; one that was becoming the root of a zone, or ceasing to be one, is that now."""
+        try:
+            return self._directories.of(inode)
+        except Damaged:
+            if self._backing.read_only or not finish_switch(self._inodes, self._directories, inode):
+                raise
+            self.report.leftovers_removed += 1
+            return self._directories.of(inode)
 
     async def _entry(self, parent: Inode, fd: int, entry: bytes, unsettled_since: int) -> list[Inode]:
         """Settle a file; gives a directory to go on with. Raises Damaged for one entry, which hides no other."""
@@ -179,8 +229,12 @@ class Recovery:
         """Remove what a crash left half-made or half-removed."""
         if self._backing.read_only:
             return
+        listed = {zone_copy_name(root.zone_id) for root in self._directories.zone_roots}
         for entry in entries:
-            orphan = entry.startswith(SIDECAR_PREFIX) and LONG_PREFIX + entry[len(SIDECAR_PREFIX) :] not in entries
+            unlisted = entry.startswith(ZONE_COPY_PREFIX) and entry not in listed
+            orphan = unlisted or (
+                entry.startswith(SIDECAR_PREFIX) and LONG_PREFIX + entry[len(SIDECAR_PREFIX) :] not in entries
+            )
             if not orphan and not entry.startswith((TEMPORARY_PREFIX, GONE_PREFIX)):
                 continue
             try:

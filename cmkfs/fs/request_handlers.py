@@ -86,6 +86,14 @@ class RequestHandlers(pyfuse3.Operations):
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return self._directories.of(inode.parent).zone
 
+    def zone_of_attributes(self, inode: Inode) -> Zone:
+        """The zone that decides who may see an inode's attributes: of a zone's root it is the one that it lies in."""
+        if inode.is_dir:
+            shown_by = self._directories.shown_by(inode)
+            if shown_by is not None:
+                return self._directories.of(shown_by).zone
+        return self.zone_of(inode)
+
     def directory_of(self, inode: Inode) -> Directory:
         """The authenticated directory of an inode. Raises Damaged, Locked, …"""
         return self._directories.of(inode)

@@ -1,5 +1,6 @@
 """The vault's own records on disk: vault file, zone record, list of zones, session (docs/format.md, 2, 3, 5, 9)."""
 
+import contextlib
 import errno
 import os
 import stat
@@ -27,6 +28,8 @@ ZONES_FILE = "cmkfs.zones"
 OWNER_FILE = "cmkfs.owner"
 SPARE_FILE = "cmkfs.spare"
 ZONE_RECORD = "cmkfs.zone"
+ZONE_COPY_PREFIX = b"cmkfs.zone."
+_NEW_ZONES = "cmkfs.tmp.zones"
 _LARGEST_VAULT_FILE = 65_536
 _LARGEST_RECORD = 16 * 1024 * 1024
 
@@ -43,10 +46,10 @@ def read_vault_file(vault: Path) -> VaultFile:
         raise
 
 
-def read_zone_record(dir_fd: int) -> ZoneRecord:
+def read_zone_record(dir_fd: int, name: bytes = ZONE_RECORD.encode()) -> ZoneRecord:
     """The zone record in a zone's root. Raises Damaged, UnknownFormat."""
     try:
-        target = os.readlink(ZONE_RECORD.encode(), dir_fd=dir_fd)
+        target = os.readlink(name, dir_fd=dir_fd)
     except OSError as error:
         raise Damaged("the root of a zone has no zone record") from error
     return ZoneRecord.from_bytes(b64.decode(target))
@@ -64,6 +67,39 @@ class VaultDir:
     def zone_roots(self, root_keys: ZoneKeys) -> tuple[ZoneRoot, ...]:
         """The zones below the root. Raises Damaged."""
         return root_keys.open_zone_list(self._vault.vault_hash, self._read(ZONES_FILE))
+
+    def sealed_zone_roots(self, root_keys: ZoneKeys, roots: tuple[ZoneRoot, ...]) -> bytes:
+        """The list of zones, for `write_zone_roots`."""
+        return root_keys.seal_zone_list(self._vault.vault_hash, roots)
+
+    def write_zone_roots(self, data: bytes) -> None:
+        """Replace the list of zones, durably: a crash leaves the old one or the new one. Blocks. Raises OSError."""
+        _unlink_if_there(os.fsencode(_NEW_ZONES), self._backing.root_fd)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(_NEW_ZONES, flags, 0o600, dir_fd=self._backing.root_fd)
+        try:
+            self._backing.append(fd, data, 0)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(_NEW_ZONES, ZONES_FILE, src_dir_fd=self._backing.root_fd, dst_dir_fd=self._backing.root_fd)
+        os.fsync(self._backing.root_fd)
+
+    def zone_record_copy(self, zone_id: bytes) -> ZoneRecord:
+        """The copy of a zone's record, found without a walk to its root. Raises Damaged, UnknownFormat."""
+        record = read_zone_record(self._backing.root_fd, zone_copy_name(zone_id))
+        if record.zone_id != zone_id:
+            raise Damaged("the copy of a zone's record is that of another")
+        return record
+
+    def write_zone_record_copy(self, record: ZoneRecord) -> None:
+        """Put the copy of a record in its place. Raises OSError."""
+        self.remove_zone_record_copy(record.zone_id)
+        os.symlink(b64.encode(record.to_bytes()), zone_copy_name(record.zone_id), dir_fd=self._backing.root_fd)
+
+    def remove_zone_record_copy(self, zone_id: bytes) -> None:
+        """Remove it, if it is there. Raises OSError."""
+        _unlink_if_there(zone_copy_name(zone_id), self._backing.root_fd)
 
     def session(self) -> Session:
         """The session that counts; one that a crash left half-written counts as open. Raises Damaged."""
@@ -156,3 +192,13 @@ def check_own_file(fd: int, name: str) -> None:
     found = os.fstat(fd)
     if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
         raise Damaged(f"{name} in the vault is not the vault's own file")
+
+
+def zone_copy_name(zone_id: bytes) -> bytes:
+    """What the copy of a zone's record is called in the vault's root."""
+    return ZONE_COPY_PREFIX + b64.encode(zone_id)
+
+
+def _unlink_if_there(name: bytes, dir_fd: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=dir_fd)

@@ -12,7 +12,7 @@ from cmkfs.audit.auditor import Auditor, Unrecorded
 from cmkfs.crypto.dek import FileKey
 from cmkfs.crypto.kdf import commitment
 from cmkfs.crypto.zonekeys import ZoneKeys
-from cmkfs.errors import CmkfsError, CmkNotFound, Damaged, KeyUnavailable, PolicyDenied, UnknownFormat
+from cmkfs.errors import CmkfsError, CmkNotFound, Damaged, KeyUnavailable, Locked, PolicyDenied, UnknownFormat
 from cmkfs.format.header import Identity
 from cmkfs.format.recipient import CmkVersion, Recipient, WrapContext, WrapKind
 from cmkfs.format.vault import VaultFile
@@ -212,14 +212,24 @@ class Keyring:
         self._pools[zone.zone_id] = DekPool(prepare)
         return self._pools[zone.zone_id]
 
-    async def unlock(self, zone: Zone) -> None:
-        """Unwrap the zone's secret and serve. Raises Disabled, TokenUnavailable, Tampered; then it stays locked."""
+    def remove_zone(self, zone: Zone) -> None:
+        """Forget a zone that the vault does not have (any more); its keys go, and who still asks is refused."""
+        self.end_leases(zone, Locked("the zone was removed", hint=""))
+        self.drop_keys(zone)
+        del self.zones[zone.zone_id]
+
+    async def unlock(self, zone: Zone, *, recover_first: bool = False) -> None:
+        """Unwrap the zone's secret and serve. Raises Disabled, TokenUnavailable, Tampered; then it stays locked.
+
+        `recover_first`: the recovery alone is served, until `Zone.end_recovering`.
+        """
         if zone.state is ZoneState.SERVING:
             return
         recipient, context = zone_secret(self.vault, zone)
         secret = await self.token.unwrap(recipient.version, recipient.wrapped, context=context)
         try:
-            zone.begin_serving(ZoneKeys(zone.zone_id, secret, zone.record.commitment))
+            keys = ZoneKeys(zone.zone_id, secret, zone.record.commitment)
+            zone.begin_serving(keys, recover_first=recover_first)
         finally:
             secret[:] = bytes(len(secret))
 
@@ -234,6 +244,10 @@ class Keyring:
         zone.drop_keys()
         self._caches[zone.zone_id].clear()
         self._pools[zone.zone_id].clear()
+
+    def pool_of(self, zone: Zone) -> DekPool:
+        """The pool of a zone."""
+        return self._pools[zone.zone_id]
 
     @property
     def leases(self) -> int:

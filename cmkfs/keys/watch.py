@@ -100,7 +100,9 @@ class CmkWatch:
         async with self._looking:
             if not self._grace_left():
                 await self._refused(self._outage())
-            if not await self._look(self._ask if policy_too else self._ask_the_canary) and await self._recovered():
+            # A CMK that was disabled when the mount began has a policy that was never read.
+            canary_will_do = not policy_too and self._policies.knows(self._cmk_id)
+            if not await self._look(self._ask_the_canary if canary_will_do else self._ask) and await self._recovered():
                 await self._look(self._ask)
 
     async def _look(self, ask: Callable[[], Awaitable[str | None]]) -> bool:

@@ -1,6 +1,7 @@
 """A zone while it is mounted: its keys, whether they may be used now, and the epoch that ends all leases at once."""
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from enum import Enum
 
 from cmkfs.crypto.zonekeys import ZoneKeys
@@ -10,11 +11,19 @@ from cmkfs.keys.provider import CmkId
 
 
 class ZoneState(Enum):
-    """SERVING: keys in use. SETTLING: nothing is given out, dirty pages are still stored. LOCKED: no keys."""
+    """SERVING: keys in use. SETTLING: nothing is given out, dirty pages are still stored. LOCKED: no keys.
+
+    RECOVERING: unlocked, but what an earlier session left is settled first; only `in_recovery` may use the keys.
+    """
 
     SERVING = "serving"
     SETTLING = "settling"
     LOCKED = "locked"
+    RECOVERING = "recovering"
+
+
+in_recovery: ContextVar[bool] = ContextVar("in_recovery", default=False)
+"""True in the task that settles what an earlier session left in a zone that was just unlocked."""
 
 
 class Zone:
@@ -45,7 +54,7 @@ class Zone:
 
     def check(self) -> None:
         """Raise the reason unless the zone is serving. Called again right before each reply."""
-        if self.state is not ZoneState.SERVING:
+        if self.state is not ZoneState.SERVING and not (self.state is ZoneState.RECOVERING and in_recovery.get()):
             raise self.refusal()
 
     @property
@@ -53,11 +62,16 @@ class Zone:
         """Why it is not serving, in words; empty if it is."""
         return "" if self.state is ZoneState.SERVING else str(self.refusal())
 
-    def begin_serving(self, keys: ZoneKeys) -> None:
-        """From now on leases are given."""
+    def begin_serving(self, keys: ZoneKeys, *, recover_first: bool = False) -> None:
+        """From now on leases are given; to the recovery only, until `end_recovering`."""
         self._keys = keys
         self.epoch += 1
-        self.state = ZoneState.SERVING
+        self.state = ZoneState.RECOVERING if recover_first else ZoneState.SERVING
+
+    def end_recovering(self) -> None:
+        """Everything that an earlier session left is settled."""
+        if self.state is ZoneState.RECOVERING:
+            self.state = ZoneState.SERVING
 
     def begin_settling(self, why: KeyUnavailable) -> None:
         """End all leases; what is dirty may still be sealed with `keys_to_settle`."""

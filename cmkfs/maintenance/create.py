@@ -3,18 +3,17 @@
 import os
 from pathlib import Path
 
-from cmkfs.crypto.kdf import commitment
 from cmkfs.crypto.zonekeys import ZoneKeys
 from cmkfs.errors import AlreadyExists, Disabled, NotFound, UsageError
 from cmkfs.format import b64
 from cmkfs.format.layout import PAGE
-from cmkfs.format.recipient import Recipient, WrapContext, WrapKind
-from cmkfs.format.vault import NO_DIRECTORY, VaultFile, ZoneRecord, ZoneRoot
+from cmkfs.format.vault import NO_DIRECTORY, VaultFile, ZoneRecord
 from cmkfs.fs.directory import DIR_ID
 from cmkfs.fs.symlinks import LINKS_DIR
 from cmkfs.fs.vaultdir import SESSION_FILE, SPARE_FILE, VAULT_FILE, ZONE_RECORD, ZONES_FILE, first_session
+from cmkfs.keys.newzone import make_zone
 from cmkfs.keys.pool import random_id
-from cmkfs.keys.provider import SECRET_SIZE, Cmk, CmkState, KeyProvider
+from cmkfs.keys.provider import Cmk, CmkState, KeyProvider
 from cmkfs.maintenance.spare import spare_of
 
 
@@ -27,18 +26,13 @@ def create_vault(path: Path, provider: KeyProvider, cmk: Cmk) -> None:
     if cmk.state is not CmkState.ENABLED:
         raise Disabled(f"CMK {cmk.name} is {cmk.state}", hint=f"cmkfs cmk enable {cmk.name}")
     vault = VaultFile.new(random_id())
-    zone_id, dir_id, secret = random_id(), random_id(), os.urandom(SECRET_SIZE)
-    version = provider.newest(cmk.cmk_id)
-    context = WrapContext(WrapKind.ZONE, vault.vault_hash, zone_id, zone_id, commitment(secret))
-    wrapped = provider.wrap(version, secret, context=context.to_bytes(version))
-    keys = ZoneKeys(zone_id, secret, commitment(secret))
-    sealed = keys.seal_zone_root(vault.vault_hash, ZoneRoot(zone_id, NO_DIRECTORY, dir_id, b""))
-    record = ZoneRecord(zone_id, commitment(secret), Recipient(version, wrapped), sealed)
+    dir_id, zone = random_id(), make_zone(provider, vault, cmk.cmk_id)
+    record = zone.record(vault, NO_DIRECTORY, dir_id, b"")
 
     made = _make_directory(path)
     try:
         _check_backing(path)
-        _write_vault(path, vault, keys, record, dir_id)
+        _write_vault(path, vault, zone.keys, record, dir_id)
     except BaseException:
         _remove_what_was_made(path, made)
         raise

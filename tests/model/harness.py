@@ -97,6 +97,8 @@ class Harness:
             MountOptions(),
         )
         await self.mounted.recover_and_open()
+        for zone in self.keyring.zones.values():
+            self.policies.set_policy(zone.cmk_id, None)
         self.mounted.use(cast(FuseDevice, self.kernel))
         self.program = Program(self.mounted.operations)
         return self.mounted

@@ -33,7 +33,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "control": {"errors", "home"},
     # the composition root, and what people type
     "auditing": {"audit", "config", "errors", "home", "keys"},
-    "mounted": {"config", "control", "crypto", "errors", "format", "fs", "home", "keys", "policy"},
+    "zones": {"errors", "format", "fs", "keys"},
+    "mounted": {"audit", "config", "control", "crypto", "errors", "format", "fs", "home", "keys", "policy", "zones"},
     "answers": {"auditing", "control", "errors", "format", "fs", "keys", "mounted"},
     "mount": {
         *("answers", "auditing", "config", "control", "crypto", "errors", "format", "fs", "home", "keys", "mounted"),

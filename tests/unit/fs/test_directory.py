@@ -218,8 +218,11 @@ def test_a_listed_zone_root_is_in_its_zone(tmp_path: Path) -> None:
     directories = tree.directories(LISTED)
     found = directories.of(tree.below)
     assert found == Directory(Tree.BELOW_ID, Tree.INNER)
-    assert directories.is_zone_root(found)
-    assert not directories.is_zone_root(directories.of(tree.inodes.root))
+    root = directories.of(tree.inodes.root)
+    assert directories.is_zone_place(root, b"below")
+    assert not directories.is_zone_place(root, b"other")
+    assert directories.shown_by(tree.below) is tree.inodes.root
+    assert directories.shown_by(tree.inodes.root) is None
 
 
 def test_a_directory_of_its_parents_zone_needs_no_listing(tmp_path: Path) -> None:

@@ -1,0 +1,385 @@
+"""Several zones on one mount: made, told apart, locked each by itself, and what carrying things between them gives."""
+
+import errno
+import json
+import mmap
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from real_mount import OWN_CMK, RealMount, Site
+
+from cmkfs.format.header import Identity
+from cmkfs.fs.backing import RENAME_EXCHANGE, RENAME_NOREPLACE, rename
+
+HR, LEGAL, BOARD = "hr", "legal", "board"
+PLAN = b"what hr plans\n" * 500
+
+
+@pytest.fixture(scope="module")
+def cmks(site: Site) -> None:
+    for name in (HR, LEGAL, BOARD):
+        site.cmkfs("cmk", "create", name)
+
+
+@dataclass(frozen=True, slots=True)
+class Company:
+    """A mount with the zones `hr`, `legal`, and `board` inside of `hr`."""
+
+    mounted: RealMount
+
+    @property
+    def path(self) -> Path:
+        return self.mounted.path
+
+    def cmkfs(self, *arguments: str, codes: Any = (0,)) -> Any:
+        return json.loads(self.mounted.site.cmkfs(*arguments, "--json", codes=codes).splitlines()[0])
+
+    def zone(self, name: str) -> dict[str, Any]:
+        """What status says of the zone under a CMK."""
+        zones = self.mounted.ask("status")["zones"]
+        return next(zone for zone in zones if zone["cmk"] == name)
+
+
+@pytest.fixture(scope="module")
+def shared_company(site: Site, cmks: None) -> Iterator[Company]:
+    mounted = site.mount(site.new_vault(OWN_CMK))
+    try:
+        yield new_company(mounted)
+    finally:
+        mounted.clear()
+
+
+def new_company(mounted: RealMount) -> Company:
+    for path, cmk in (("hr", HR), ("legal", LEGAL), ("hr/board", BOARD)):
+        mounted.site.cmkfs("zone", "create", str(mounted.path / path), "--cmk", cmk)
+    mounted.expected_log = ["lockdown: (un)?locked", "guard: ", r"open files wait"]
+    (mounted.path / "common").write_bytes(b"common")
+    for place in ("hr", "legal", "hr/board"):
+        (mounted.path / place / "plan").write_bytes(PLAN)
+        (mounted.path / place / "sub").mkdir()
+        (mounted.path / place / "sub" / "deep").write_bytes(PLAN)
+    return Company(mounted)
+
+
+@pytest.fixture
+def company(shared_company: Company) -> Iterator[Company]:
+    yield shared_company
+    shared_company.mounted.check()
+
+
+def refusal(step: Callable[[], object]) -> str:
+    """The name of the errno that a step ends with; empty if it does not fail."""
+    try:
+        step()
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return ""
+
+
+def backing_of(mounted: RealMount, path: Path) -> Path:
+    """What a path on the mount is in the vault: numbers of inodes are the backing's."""
+    number = path.lstat().st_ino
+    # Not rglob: it follows the symlinks of the vault, whose targets can be too long for a path.
+    nodes = (Path(at, name) for at, below, files in os.walk(mounted.vault) for name in (*below, *files))
+    (found,) = (node for node in nodes if node.lstat().st_ino == number)
+    return found
+
+
+def zone_in_header(company: Company, path: Path) -> str:
+    return Identity.from_bytes(backing_of(company.mounted, path).read_bytes()[:4096]).zone_id.hex()
+
+
+# -- made and shown --------------------------------------------------------------------------------
+
+
+def test_files_are_under_the_cmk_of_their_zone(company: Company) -> None:
+    os.sync()
+    for place, cmk in (("common", OWN_CMK), ("hr/plan", HR), ("hr/board/sub/deep", BOARD), ("legal/plan", LEGAL)):
+        told = company.cmkfs("info", str(company.path / place))
+        assert told["cmk"] == cmk
+        assert told["zone"] == company.zone(cmk)["zone"] == zone_in_header(company, company.path / place)
+    assert company.cmkfs("info", str(company.path / "hr"))["cmk"] == HR
+
+
+def test_list_and_status_show_them(company: Company) -> None:
+    listed = company.cmkfs("zone", "list", str(company.path))["zones"]
+    top = str(company.path)
+    assert {(zone["path"], zone["cmk"], zone["state"]) for zone in listed} == {
+        (top + "/", OWN_CMK, "serving"),
+        (f"{top}/hr", HR, "serving"),
+        (f"{top}/legal", LEGAL, "serving"),
+        (f"{top}/hr/board", BOARD, "serving"),
+    }
+    text = company.mounted.site.cmkfs("zone", "list", top)
+    assert f"{top}/hr/board" in text
+    for cmk in (HR, BOARD):
+        assert top in company.cmkfs("cmk", "show", cmk)["mounts"]
+
+
+def test_what_cannot_be_a_zone(company: Company, tmp_path: Path) -> None:
+    top = company.path
+    for place, cmk, code in (
+        (top / "hr" / "sub", LEGAL, 1),  # not empty
+        (top / "hr", LEGAL, 1),  # a zone already
+        (top / "common", LEGAL, 1),  # no directory
+        (top, LEGAL, 2),
+        (top / "new", "nobody", 7),
+        (top / "no" / "new", LEGAL, 7),
+        (tmp_path, LEGAL, 7),
+    ):
+        said = company.mounted.site.cmkfs("zone", "create", str(place), "--cmk", cmk, codes=[code])
+        assert "Traceback" not in said
+        assert "bug" not in said
+    assert not (top / "new").exists()
+    company.mounted.site.cmkfs("zone", "remove", str(top / "hr" / "sub"), codes=[7])
+    assert (top / "hr" / "plan").read_bytes() == PLAN
+
+
+def test_an_empty_zone_can_be_given_up(company: Company) -> None:
+    site, new = company.mounted.site, company.path / "passing"
+    new.mkdir()
+    new.chmod(0o2750)
+    os.chown(new, 1, 2)
+    number = new.stat().st_ino
+    site.cmkfs("zone", "create", str(new), "--cmk", HR)
+    assert (new.stat().st_ino, new.stat().st_mode & 0o7777, new.stat().st_gid) == (number, 0o2750, 2)
+    (new / "x").write_bytes(b"x")
+    assert company.cmkfs("info", str(new / "x"))["cmk"] == HR
+    site.cmkfs("zone", "remove", str(new), codes=[1])
+    assert refusal(new.rmdir) in ("EBUSY", "ENOTEMPTY")
+    (new / "x").unlink()
+    assert refusal(new.rmdir) == "EBUSY"
+    site.cmkfs("zone", "remove", str(new))
+    (new / "x").write_bytes(b"x")
+    assert company.cmkfs("info", str(new / "x"))["cmk"] == OWN_CMK
+    (new / "x").unlink()
+    new.rmdir()
+    assert len(company.cmkfs("zone", "list", str(company.path))["zones"]) == 4
+
+
+# -- from one zone into another --------------------------------------------------------------------
+
+
+def test_rename_and_link_across_zones(company: Company) -> None:
+    top = company.path
+    for source, target in (("hr/plan", "plan"), ("common", "hr/common"), ("hr/plan", "legal/p"), ("hr/sub", "sub")):
+        assert refusal(lambda a=source, b=target: (top / a).rename(top / b)) == "EXDEV"  # type: ignore[misc]
+        assert refusal(lambda a=source, b=target: os.link(top / a, top / b)) in ("EXDEV", "EPERM")  # type: ignore[misc]
+    top_fd = os.open(top, os.O_RDONLY)
+    try:
+        for pair in ((b"hr/plan", b"legal/plan"), (b"common", b"hr/board/plan")):
+            assert refusal(lambda p=pair: rename(top_fd, p[0], top_fd, p[1], RENAME_EXCHANGE)) == "EXDEV"  # type: ignore[misc]
+        for flags in (0, RENAME_EXCHANGE, RENAME_NOREPLACE):
+            assert refusal(lambda f=flags: rename(top_fd, b"hr", top_fd, b"legal", f)) in ("EBUSY", "EEXIST")  # type: ignore[misc]
+    finally:
+        os.close(top_fd)
+    assert refusal(lambda: (top / "hr").rename(top / "hr2")) == "EBUSY"
+    assert refusal(lambda: (top / "hr" / "board").rename(top / "board")) in ("EXDEV", "EBUSY")
+    (top / "empty").mkdir()
+    assert refusal(lambda: (top / "empty").rename(top / "legal")) == "EBUSY"
+    (top / "empty").rmdir()
+    assert refusal((top / "legal").rmdir) == "EBUSY"
+
+
+@pytest.mark.parametrize("program", ["mv", "cp -a"])
+def test_mv_and_cp_encrypt_again(company: Company, program: str) -> None:
+    source = company.path / "tree"
+    (source / "inner").mkdir(parents=True)
+    (source / "inner" / "file").write_bytes(PLAN)
+    (source / "link").symlink_to("inner/file")
+    os.setxattr(source / "inner" / "file", "user.note", b"kept")
+    target = company.path / "hr" / f"tree-{program[:2]}"
+    subprocess.run([*program.split(), str(source), str(target)], check=True)
+    assert (target / "inner" / "file").read_bytes() == PLAN
+    assert os.readlink(target / "link") == "inner/file"
+    assert os.getxattr(target / "inner" / "file", "user.note") == b"kept"
+    os.sync()
+    assert zone_in_header(company, target / "inner" / "file") == company.zone(HR)["zone"]
+    assert source.exists() == (program != "mv")
+    shutil.rmtree(target)
+    shutil.rmtree(source, ignore_errors=True)
+
+
+def test_mv_of_a_zone_fails_and_changes_nothing(company: Company) -> None:
+    done = subprocess.run(["mv", str(company.path / "legal"), str(company.path / "law")], check=False)
+    assert done.returncode != 0
+    assert not (company.path / "law").exists()
+    assert (company.path / "legal" / "plan").read_bytes() == PLAN
+
+
+def test_the_directories_around_a_zone_may_move(company: Company) -> None:
+    top = company.path
+    (top / "a").mkdir()
+    company.mounted.site.cmkfs("zone", "create", str(top / "a" / "z"), "--cmk", LEGAL)
+    (top / "a" / "z" / "file").write_bytes(PLAN)
+    (top / "a").rename(top / "b")
+    company.mounted.again()
+    assert (top / "b" / "z" / "file").read_bytes() == PLAN
+    assert company.cmkfs("info", str(top / "b" / "z" / "file"))["cmk"] == LEGAL
+    assert refusal(lambda: shutil.rmtree(top / "b" / "z")) == "EBUSY"
+    company.mounted.site.cmkfs("zone", "remove", str(top / "b" / "z"))
+    shutil.rmtree(top / "b")
+
+
+# -- independent states ----------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Held:
+    """What a program has of a zone: a descriptor, a mapping, a directory."""
+
+    fd: int
+    mapped: mmap.mmap
+    directory: int
+
+    @classmethod
+    def of(cls, zone: Path) -> "Held":
+        fd = os.open(zone / "plan", os.O_RDWR)
+        return cls(fd, mmap.mmap(fd, 0, prot=mmap.PROT_READ), os.open(zone / "sub", os.O_RDONLY))
+
+    def close(self) -> None:
+        self.mapped.close()
+        os.close(self.fd)
+        os.close(self.directory)
+
+
+@pytest.mark.parametrize("how", ["disable", "lock"])
+def test_one_zone_locks_and_the_others_keep_their_caches(company: Company, how: str) -> None:
+    site, top = company.mounted.site, company.path
+    hr, legal = Held.of(top / "hr"), Held.of(top / "legal")
+    try:
+        for held in (hr, legal):
+            assert os.pread(held.fd, 100, 0) == held.mapped[:100] == PLAN[:100]
+        os.pwrite(hr.fd, b"dirty", 0)
+        (top / "common").read_bytes()
+        if how == "disable":
+            site.cmkfs("cmk", "disable", HR)
+        else:
+            site.cmkfs("lock", "--cmk", HR)
+        before = company.mounted.ask("status")["requests"]
+        assert os.pread(legal.fd, 100, 0) == legal.mapped[:100] == PLAN[:100]
+        assert company.mounted.ask("status")["requests"] == before, "what was cached is asked for again"
+        assert os.stat(legal.fd).st_size == len(PLAN)
+        assert (top / "common").read_bytes() == b"common"
+        assert (top / "legal" / "plan").read_bytes() == PLAN
+        (top / "legal" / "new").write_bytes(b"new")
+        (top / "legal" / "new").unlink()
+
+        assert company.zone(HR)["state"] == ("disabled" if how == "disable" else "locked")
+        assert {company.zone(cmk)["state"] for cmk in (OWN_CMK, LEGAL, BOARD)} == {"serving"}
+        site.cmkfs("status", str(top), codes=[0])
+        ways: list[Callable[[], object]] = [
+            lambda: os.pread(hr.fd, 10, 0),
+            lambda: os.stat(hr.fd),
+            lambda: os.listdir(hr.directory),
+            lambda: os.stat("deep", dir_fd=hr.directory),
+            lambda: os.listdir(top / "hr"),
+            lambda: (top / "hr" / "plan").stat(),
+            lambda: (top / "hr" / "plan").read_bytes(),
+            lambda: (top / "hr" / "new").write_bytes(b""),
+            lambda: (top / "hr" / "sub").rename(top / "hr" / "bus"),
+            lambda: (top / "hr" / "plan").unlink(),
+            lambda: os.getxattr(top / "hr", "user.x"),
+        ]
+        assert [refusal(way) for way in ways] == ["ENOKEY"] * len(ways)
+        assert (top / "hr").is_dir()
+        assert "hr" in os.listdir(top)
+        assert refusal(lambda: (top / "hr").rename(top / "x")) == "EBUSY"
+    finally:
+        site.cmkfs("cmk", "enable", HR)
+        site.cmkfs("unlock", str(top))
+        assert os.pread(hr.fd, 10, 0) == b"dirty" + PLAN[5:10]
+        os.pwrite(hr.fd, PLAN[:5], 0)
+        hr.close()
+        legal.close()
+    assert {zone["state"] for zone in company.mounted.ask("status")["zones"]} == {"serving"}
+
+
+def test_a_zone_inside_a_locked_one_goes_on_for_who_is_in_it(company: Company) -> None:
+    site, top = company.mounted.site, company.path
+    board, plan = (
+        os.open(top / "hr" / "board" / "sub", os.O_RDONLY),
+        os.open(top / "hr" / "board" / "plan", os.O_RDONLY),
+    )
+    try:
+        site.cmkfs("cmk", "disable", HR)
+        assert os.pread(plan, len(PLAN), 0) == PLAN
+        fd = os.open("deep", os.O_RDONLY, dir_fd=board)
+        assert os.pread(fd, 10, 0) == PLAN[:10]
+        os.close(fd)
+        assert os.listdir(board) == ["deep"]
+        assert refusal(lambda: os.listdir(top / "hr" / "board")) == "ENOKEY"
+        listed = {zone["cmk"]: zone["path"] for zone in company.cmkfs("zone", "list", str(top))["zones"]}
+        assert listed[BOARD] is None
+        assert "inside a zone that is locked" in site.cmkfs("zone", "list", str(top))
+    finally:
+        site.cmkfs("cmk", "enable", HR)
+        os.close(board)
+        os.close(plan)
+
+
+def test_locking_the_root_zone_hides_the_others(company: Company) -> None:
+    site, top = company.mounted.site, company.path
+    (top / "hr" / "plan").stat()
+    site.cmkfs("lock", "--cmk", OWN_CMK)
+    try:
+        site.cmkfs("status", str(top), codes=[4])
+        assert refusal((top / "hr").stat) == "ENOKEY"
+        assert refusal(lambda: os.listdir(top)) == "ENOKEY"
+        assert refusal((top / "hr" / "plan").read_bytes) == "ENOKEY"
+    finally:
+        site.cmkfs("unlock", str(top))
+
+
+def test_unlock_does_what_it_can(company: Company) -> None:
+    site, top = company.mounted.site, company.path
+    site.cmkfs("lock", str(top))
+    site.cmkfs("cmk", "disable", LEGAL)
+    try:
+        assert "legal" in site.cmkfs("unlock", str(top), codes=[4])
+        assert (top / "hr" / "plan").read_bytes() == PLAN
+        assert refusal((top / "legal" / "plan").read_bytes) == "ENOKEY"
+    finally:
+        site.cmkfs("cmk", "enable", LEGAL)
+        site.cmkfs("unlock", str(top))
+    assert (top / "legal" / "plan").read_bytes() == PLAN
+
+
+def test_mount_with_a_cmk_that_is_disabled(company: Company) -> None:
+    """The rest is served, and the zone comes by itself, with the zones in it and its policy."""
+    mounted, site, top = company.mounted, company.mounted.site, company.path
+    mounted.expected_log += ["zones: the zone under CMK hr is locked"]
+    mounted.down()
+    site.cmkfs("cmk", "disable", HR)
+    try:
+        mounted.up()
+        assert (top / "legal" / "plan").read_bytes() == PLAN
+        assert refusal(lambda: os.listdir(top / "hr")) == "ENOKEY"
+        assert (top / "hr").stat().st_mode
+        assert company.zone(HR)["state"] == "disabled"
+        assert company.zone(BOARD)["state"] == "serving"
+        site.cmkfs("unlock", str(top), codes=[4])
+    finally:
+        said = site.cmkfs("cmk", "enable", HR)
+    assert f"in force on {top}" in said
+    assert (top / "hr" / "plan").read_bytes() == PLAN
+    assert (top / "hr" / "board" / "plan").read_bytes() == PLAN
+
+
+def test_records_are_found_without_their_copies(company: Company) -> None:
+    """As in a vault whose copies somebody removed: the mount walks, and puts them back."""
+    mounted = company.mounted
+    mounted.down()
+    copies = list(mounted.vault.glob("cmkfs.zone.*"))
+    assert len(copies) == 3
+    for copy in copies:
+        copy.unlink()
+    mounted.up()
+    assert (company.path / "hr" / "board" / "plan").read_bytes() == PLAN
+    assert sorted(mounted.vault.glob("cmkfs.zone.*")) == sorted(copies)
