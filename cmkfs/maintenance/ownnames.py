@@ -7,7 +7,15 @@ from cmkfs.fs.backing import Backing
 from cmkfs.fs.directory import DIR_ID, GONE_PREFIX, LONG_PREFIX, OWN_PREFIX, SIDECAR_PREFIX, TEMPORARY_PREFIX
 from cmkfs.fs.inodes import Inode
 from cmkfs.fs.symlinks import LINKS_DIR
-from cmkfs.fs.vaultdir import OWNER_FILE, SESSION_FILE, SPARE_FILE, VAULT_FILE, ZONE_RECORD, ZONES_FILE
+from cmkfs.fs.vaultdir import (
+    OWNER_FILE,
+    SESSION_FILE,
+    SPARE_FILE,
+    VAULT_FILE,
+    ZONE_COPY_PREFIX,
+    ZONE_RECORD,
+    ZONES_FILE,
+)
 from cmkfs.maintenance.findings import Finding, Remedy, Report
 
 LOST_DIR = b"cmkfs.lost"
@@ -36,6 +44,8 @@ class OwnNames:
                 continue
             if (is_zone_root and entry == ZONE_RECORD.encode()) or (is_root and entry in _IN_ROOT):
                 continue
+            if is_root and entry.startswith(ZONE_COPY_PREFIX):
+                continue  # a copy of a zone's record: a mount that finds none makes it, and recovery sweeps a stray one
             what = self._what(entry, entries)
             if what:
                 self._leftover(inode, entry, path, what)
