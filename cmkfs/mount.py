@@ -23,6 +23,7 @@ from cmkfs.errors import Busy, CmkfsError, Disabled, MountFailed, UsageError
 from cmkfs.format.vault import VaultFile
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.fusedev import DeviceOptions, FuseDevice, MountRequest, open_device
+from cmkfs.fs.kernel_init import InitFlag, Wish
 from cmkfs.fs.ownership import Ownership
 from cmkfs.fs.vaultdir import read_vault_file, read_zone_record
 from cmkfs.home import Home
@@ -64,8 +65,8 @@ def serve(spec: MountSpec, ready: Ready) -> int:
 
     0 if everything was stored, 1 if not. Raises CmkfsError for all that fails before `ready`.
     """
-    if spec.options.acl:
-        raise UsageError("the mount option acl is not part of this version")
+    if spec.options.acl and spec.options.noxattr:
+        raise UsageError("ACLs are extended attributes: -o acl and -o noxattr exclude each other")
     vault = read_vault_file(spec.vault)
     protect_memory()
     _allow_descriptors()
@@ -172,7 +173,7 @@ async def _until_unmounted(
     device: FuseDevice | None = None
     async with trio.open_nursery() as clients:
         try:
-            device = open_device(spec.mountpoint, _mount_request(spec), DeviceOptions())
+            device = open_device(spec.mountpoint, _mount_request(spec), _device_options(spec))
             mounted.use(device)
             await mounted.begin_guarding()
             await mounted.begin_watching()
@@ -196,6 +197,13 @@ async def _open_token(spec: MountSpec, token: TokenProcess, deadline: float) -> 
     access = TokenAccess.of(spec.config, spec.home)
     pin = spec.pin if spec.pin is not None else access.read_pin()
     await token.open(access, pin, deadline)
+
+
+def _device_options(spec: MountSpec) -> DeviceOptions:
+    if not spec.options.acl:
+        return DeviceOptions()
+    # A default ACL takes the place of the umask: so the daemon applies it.
+    return DeviceOptions(wish=Wish(flags=Wish().flags | InitFlag.DONT_MASK))
 
 
 def _mount_request(spec: MountSpec) -> MountRequest:

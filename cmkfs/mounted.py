@@ -22,12 +22,14 @@ from cmkfs.fs.namespace import Namespace
 from cmkfs.fs.openfile import OpenFile
 from cmkfs.fs.opening import FileOpener
 from cmkfs.fs.operations import Operations
+from cmkfs.fs.permissions import Permissions
 from cmkfs.fs.recovery import Recovery, Report
 from cmkfs.fs.revocation import Revocation
 from cmkfs.fs.setattr import Setattr
 from cmkfs.fs.settle import Settler
 from cmkfs.fs.symlinks import Symlinks
 from cmkfs.fs.vaultdir import VaultDir
+from cmkfs.fs.xattrs import Xattrs
 from cmkfs.keys.keyring import Keyring
 from cmkfs.keys.pool import random_id
 from cmkfs.keys.watch import CmkWatch
@@ -67,6 +69,8 @@ class Mounted:
         symlinks = Symlinks(backing.root_fd)
         namespace = Namespace(backing, self.inodes, self._directories, symlinks)
         self.attributes = Attributes(self.inodes)
+        xattrs = Xattrs(self.inodes, self._directories, self._opener)
+        permissions = Permissions(self.inodes, xattrs, enabled=options.acl)
         self.operations = Operations(
             backing,
             self.inodes,
@@ -75,7 +79,9 @@ class Mounted:
             self._opener,
             keyring,
             self.attributes,
-            Setattr(self.inodes, self._opener),
+            Setattr(self.inodes, self._opener, permissions),
+            xattrs,
+            permissions,
             no_xattrs=options.noxattr,
         )
         self.zones = Zones(keyring, self.inodes, self._directories, namespace, self._vaultdir, root_zone)

@@ -53,7 +53,7 @@ class FileRequests(NameRequests):
         actions = actions_of(flags & ~os.O_TRUNC)
         for action in (Action.CREATE, *actions):
             self._keyring.authorize(zone, request, action)
-        inode = await self._create(parent, name, mode, request, *actions)
+        inode = await self._create(parent, name, mode, ctx, *actions)
         assert inode.file is not None
         number = self.handles.add_file(FileHandle(inode.file, request, flags))
         return pyfuse3.FileInfo(fh=number, keep_cache=True), self._entry(inode, os.fstat(inode.file.fd))

@@ -11,7 +11,6 @@ from cmkfs.fs.guard import guarded
 from cmkfs.fs.handles import DirHandle
 from cmkfs.fs.inodes import Inode
 from cmkfs.fs.request_handlers import ANY_ACTION, RequestHandlers, request_of
-from cmkfs.keys.policies import Request
 from cmkfs.policy import Action
 
 
@@ -23,19 +22,29 @@ class NameRequests(RequestHandlers):
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         parent = self._inodes[parent_inode]
-        self._allowed_in(parent, ctx, Action.CREATE)
-        return self._entry(*self._namespace.mkdir(parent, name, mode, request_of(ctx)))
+        directory = self._allowed_in(parent, ctx, Action.CREATE)
+        new = self._permissions.for_new(parent, directory.zone, mode | stat.S_IFDIR, ctx.umask)
+        return self._entry(*self._namespace.mkdir(parent, name, new.mode, request_of(ctx), new.acls))
 
     @guarded
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         parent = self._inodes[parent_inode]
-        self._allowed_in(parent, ctx, Action.CREATE)
+        directory = self._allowed_in(parent, ctx, Action.CREATE)
         if stat.S_ISREG(mode):
-            inode = await self._create(parent, name, mode, request_of(ctx))
+            inode = await self._create(parent, name, mode, ctx)
             return self._entry(inode, self._inodes.stat(inode))
-        return self._entry(*self._namespace.mknod(parent, name, mode, rdev, request_of(ctx)))
+        new = self._permissions.for_new(parent, directory.zone, mode, ctx.umask)
+        inode, found = self._namespace.mknod(parent, name, new.narrow_mode, rdev, request_of(ctx))
+        if new.acls:
+            try:
+                self._permissions.give(inode, directory.zone, new)
+            except OSError:
+                self._lost_name(self._namespace.unlink(parent, name))
+                raise
+            found = self._inodes.stat(inode)
+        return self._entry(inode, found)
 
     @guarded
     async def symlink(
@@ -91,9 +100,12 @@ class NameRequests(RequestHandlers):
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return self._symlinks.open(zone, target)
 
-    async def _create(self, parent: Inode, name: bytes, mode: int, request: Request, *actions: Action) -> Inode:
+    async def _create(
+        self, parent: Inode, name: bytes, mode: int, ctx: pyfuse3.RequestContext, *actions: Action
+    ) -> Inode:
         """A new empty file, its header written; `actions` are what the caller was allowed beside `create`."""
         directory = self._directories.of(parent)
+        request = request_of(ctx)
         began = time.monotonic_ns()
         changes = self._keyring.policies.changes
         new = await self._keyring.new_file(directory.zone)
@@ -106,13 +118,20 @@ class NameRequests(RequestHandlers):
         self._keyring.audit.used(
             directory.zone, request, "create", identity.file_id, version, rule=rule, began_ns=began
         )
-        inode, fd = self._namespace.create(parent, name, mode, request)
+        rights = self._permissions.for_new(parent, directory.zone, mode, ctx.umask)
+        inode, fd = self._namespace.create(parent, name, rights.narrow_mode, request)
         try:
             self._opener.created(inode, fd, new)
         except OSError:
             os.close(fd)
             self._namespace.undo_create(parent, name, inode)
             raise
+        if rights.acls:
+            try:
+                self._permissions.give(inode, directory.zone, rights)
+            except OSError:
+                self._lost_name(self._namespace.unlink(parent, name))
+                raise
         return inode
 
     # -- directories -----------------------------------------------------------------------------

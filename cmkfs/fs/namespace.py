@@ -8,18 +8,17 @@ import errno
 import logging
 import os
 import stat
+from collections.abc import Mapping
 
 from cmkfs.errors import CrossZone, Damaged
 from cmkfs.format import b64
 from cmkfs.fs.backing import RENAME_EXCHANGE, RENAME_NOREPLACE, Backing, rename
 from cmkfs.fs.directory import (
-    DIR_ID,
     GONE_PREFIX,
     OWN_PREFIX,
     TEMPORARY_PREFIX,
     BackingName,
     Directories,
-    Directory,
     backing_name,
 )
 from cmkfs.fs.inodes import Ino, Inode, InodeTable
@@ -31,6 +30,7 @@ from cmkfs.keys.pool import random_id
 log = logging.getLogger(__name__)
 
 Found = tuple[Inode, os.stat_result]
+NO_ATTRIBUTES: Mapping[bytes, bytes] = {}
 
 
 class Namespace:
@@ -136,8 +136,10 @@ class Namespace:
             raise
         return self._finish(parent, names, stat.S_IFLNK, request)
 
-    def mkdir(self, parent: Inode, name: bytes, mode: int, request: Request) -> Found:
-        """A directory; made under a reserved name beside, so that it never shows without its id."""
+    def mkdir(
+        self, parent: Inode, name: bytes, mode: int, request: Request, attributes: Mapping[bytes, bytes] = NO_ATTRIBUTES
+    ) -> Found:
+        """A directory; made under a reserved name beside, so that it never shows without its id and attributes."""
         names = self._prepare(parent, name)
         dir_fd = self._inodes.dir_fd(parent)
         temporary = TEMPORARY_PREFIX + b64.encode(random_id())
@@ -145,7 +147,7 @@ class Namespace:
             # Its owner's rights come last: an ordinary user's daemon needs them to put the id in.
             os.mkdir(temporary, mode & 0o7777 | stat.S_IRWXU, dir_fd=dir_fd)
             try:
-                self._fill_new_directory(dir_fd, temporary, self._directories.of(parent), mode, request)
+                self._new.fill_directory(dir_fd, temporary, self._directories.of(parent), mode, request, attributes)
                 rename(dir_fd, temporary, dir_fd, names.entry, RENAME_NOREPLACE)
             except OSError:
                 self._remove_directory(dir_fd, temporary)
@@ -155,18 +157,6 @@ class Namespace:
             raise
         found = self._stat(parent, names)
         return self._inodes.learn(found, parent, names.entry), found
-
-    def _fill_new_directory(
-        self, dir_fd: int, temporary: bytes, directory: Directory, mode: int, request: Request
-    ) -> None:
-        with self._new.just_made(dir_fd, temporary, stat.S_IFDIR) as (fd, found):
-            # Fails if it is a directory of the vault already, put in the place of the new one.
-            os.symlink(directory.zone.keys.seal_dir_id(random_id()), DIR_ID, dir_fd=fd)
-            self._new.give_away(dir_fd, fd, found, 0, request)
-            if mode & stat.S_IRWXU != stat.S_IRWXU:
-                # What it has beside, setgid of its parent among them, stays.
-                rights = stat.S_IMODE(found.st_mode) & ~stat.S_IRWXU | mode & stat.S_IRWXU
-                os.chmod(f"/proc/self/fd/{fd}", rights)
 
     def link(self, inode: Inode, parent: Inode, name: bytes) -> Found:
         """Another name for an inode. Raises CrossZone if the names lie in different zones."""

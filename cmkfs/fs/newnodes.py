@@ -6,12 +6,15 @@ given to a user must be what the daemon made: by name it would give away any fil
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from cmkfs.errors import Damaged
 from cmkfs.fs.backing import Backing, chown
+from cmkfs.fs.directory import DIR_ID, Directory
+from cmkfs.fs.xattrs import seal_attributes
 from cmkfs.keys.policies import Request
+from cmkfs.keys.pool import random_id
 
 
 class NewNodes:
@@ -33,6 +36,28 @@ class NewNodes:
             yield fd, found
         finally:
             os.close(fd)
+
+    def fill_directory(
+        self,
+        dir_fd: int,
+        temporary: bytes,
+        directory: Directory,
+        mode: int,
+        request: Request,
+        attributes: Mapping[bytes, bytes],
+    ) -> None:
+        """Give a directory that was just made as `temporary` its id, its first attributes, its owner and rights."""
+        dir_id = random_id()
+        with self.just_made(dir_fd, temporary, stat.S_IFDIR) as (fd, found):
+            # Fails if it is a directory of the vault already, put in the place of the new one.
+            os.symlink(directory.zone.keys.seal_dir_id(dir_id), DIR_ID, dir_fd=fd)
+            if attributes:
+                seal_attributes(f"/proc/self/fd/{fd}", directory.zone, dir_id, attributes)
+            self.give_away(dir_fd, fd, found, 0, request)
+            if mode & stat.S_IRWXU != stat.S_IRWXU:
+                # What it has beside, setgid of its parent among them, stays.
+                rights = stat.S_IMODE(found.st_mode) & ~stat.S_IRWXU | mode & stat.S_IRWXU
+                os.chmod(f"/proc/self/fd/{fd}", rights)
 
     def give_away(self, dir_fd: int, fd: int, found: os.stat_result, mode: int, request: Request) -> None:
         """Make a new node in the directory `dir_fd` its owner's. Raises OSError (EDQUOT)."""

@@ -15,6 +15,7 @@ from cmkfs.fs.inodes import Inode, InodeTable
 from cmkfs.fs.listing import Listing
 from cmkfs.fs.namespace import Namespace
 from cmkfs.fs.opening import FileOpener
+from cmkfs.fs.permissions import Permissions
 from cmkfs.fs.reporting import Reporting
 from cmkfs.fs.setattr import Setattr
 from cmkfs.fs.symlinks import Symlinks
@@ -49,6 +50,8 @@ class RequestHandlers(pyfuse3.Operations):
         keyring: Keyring,
         attributes: Attributes,
         setattr_: Setattr,
+        xattrs: Xattrs,
+        permissions: Permissions,
         *,
         no_xattrs: bool = False,
     ) -> None:
@@ -63,7 +66,9 @@ class RequestHandlers(pyfuse3.Operations):
         self._attributes = attributes
         self._setattr = setattr_
         self._symlinks = Symlinks(backing.root_fd)
-        self._xattrs = Xattrs(inodes, directories, opener)
+        self._xattrs = xattrs
+        self._permissions = permissions
+        self.enable_acl = permissions.enabled
         self.handles = Handles()
         self._reporting = Reporting(inodes, directories, self.handles, keyring)
         self._listing = Listing(inodes, directories, attributes, self._reporting.damaged_entry)

@@ -9,14 +9,16 @@ import trio
 from cmkfs.fs.inodes import Inode, InodeTable
 from cmkfs.fs.openfile import OpenFile
 from cmkfs.fs.opening import FileOpener
-from cmkfs.keys.policies import Request, supplementary_groups
+from cmkfs.fs.permissions import Permissions, in_group
+from cmkfs.keys.policies import Request
 from cmkfs.keys.zone import Zone
 
 
 class Setattr:
     """Applies SETATTR, and clears setuid and setgid where Linux does, since the kernel leaves that to the daemon."""
 
-    def __init__(self, inodes: InodeTable, opener: FileOpener) -> None:
+    def __init__(self, inodes: InodeTable, opener: FileOpener, permissions: Permissions) -> None:
+        self._permissions = permissions
         self._inodes = inodes
         self._opener = opener
 
@@ -37,6 +39,8 @@ class Setattr:
                 self._change(path, attr, fields)
                 if fields.update_atime or fields.update_mtime:
                     _set_times(path, inode.file, attr, fields)
+            if fields.update_mode:
+                await self._permissions.follow_mode(inode, zone, attr.st_mode)
 
     def _change(self, path: str, attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> None:
         if fields.update_uid or fields.update_gid or not _more_than_size(fields):
@@ -69,7 +73,7 @@ class Setattr:
         found = os.fstat(file.fd)
         mode = found.st_mode
         kept = mode & ~stat.S_ISUID
-        if mode & stat.S_IXGRP or not _in_group(request, found.st_gid):
+        if mode & stat.S_IXGRP or not in_group(request, found.st_gid):
             kept &= ~stat.S_ISGID
         # A setgid bit that this caller may leave is looked at again for the next one.
         file.inode.may_be_setid = bool(kept & stat.S_ISGID)
@@ -94,8 +98,3 @@ def _more_than_size(fields: pyfuse3.SetattrFields) -> bool:
     return bool(
         fields.update_mode or fields.update_uid or fields.update_gid or fields.update_atime or fields.update_mtime
     )
-
-
-def _in_group(request: Request, gid: int) -> bool:
-    """Is the caller in the group? One whose groups cannot be told is not."""
-    return gid == request.gid or gid in (supplementary_groups(request.pid) or ())

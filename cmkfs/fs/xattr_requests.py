@@ -4,11 +4,15 @@ import errno
 
 import pyfuse3
 
+from cmkfs.fs.acl import ACL_NAMES
 from cmkfs.fs.guard import guarded
 from cmkfs.fs.inodes import Inode
-from cmkfs.fs.request_handlers import RequestHandlers, request_of
+from cmkfs.fs.request_handlers import ANY_ACTION, RequestHandlers, request_of
 from cmkfs.fs.xattrs import check_name
+from cmkfs.keys.policies import is_admin
 from cmkfs.policy import Action
+
+CAPABILITY = b"security.capability"
 
 
 class XattrRequests(RequestHandlers):
@@ -23,12 +27,20 @@ class XattrRequests(RequestHandlers):
         if node.file is not None:  # a directory's are under the zone's key
             self._reporting.used(event, node.file, request_of(ctx), rule)
 
+    def _check_name(self, name: bytes) -> None:
+        check_name(name, acl=self._permissions.enabled)
+
     @guarded
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         self._check_xattrs()
-        check_name(name)
+        self._check_name(name)
         node = self._inodes[inode]
-        zone, rule = self._allowed_by(node, ctx, Action.READ)
+        if name in ACL_NAMES or name == CAPABILITY:  # the kernel asks, whatever the caller may read
+            zone = self.zone_of(node)
+            self._keyring.authorize_any(zone, request_of(ctx), ANY_ACTION)
+            rule = ""
+        else:
+            zone, rule = self._allowed_by(node, ctx, Action.READ)
         if not self._xattrs.has_any(node):
             raise pyfuse3.FUSEError(errno.ENODATA)
         async with self._xattrs.owned(node, zone):
@@ -38,22 +50,28 @@ class XattrRequests(RequestHandlers):
     @guarded
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         self._check_xattrs()
-        check_name(name)
+        self._check_name(name)
         node = self._inodes[inode]
         zone, rule = self._allowed_by(node, ctx, Action.WRITE)
         async with self._xattrs.owned(node, zone):
             self._used_attributes("xattr.write", node, ctx, rule)
-            self._xattrs.set(node, zone, name, value)
+            if name in ACL_NAMES:
+                self._permissions.set_acl(node, zone, name, value, request_of(ctx))
+            else:
+                self._xattrs.set(node, zone, name, value)
 
     @guarded
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         self._check_xattrs()
-        check_name(name)
+        self._check_name(name)
         node = self._inodes[inode]
         zone, rule = self._allowed_by(node, ctx, Action.WRITE)
         async with self._xattrs.owned(node, zone):
             self._used_attributes("xattr.write", node, ctx, rule)
-            self._xattrs.remove(node, zone, name)
+            if name in ACL_NAMES:
+                self._permissions.remove_acl(node, zone, name)
+            else:
+                self._xattrs.remove(node, zone, name)
 
     @guarded
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
@@ -64,4 +82,10 @@ class XattrRequests(RequestHandlers):
             return []
         async with self._xattrs.owned(node, zone):
             self._used_attributes("xattr.read", node, ctx, rule)
-            return self._xattrs.names(node, zone)
+            return self._shown(self._xattrs.names(node, zone), ctx)
+
+    def _shown(self, names: list[bytes], ctx: pyfuse3.RequestContext) -> list[bytes]:
+        """`trusted.` names are told to those who may use them (xattr(7)), ACLs on a mount that has them."""
+        if any(name.startswith(b"trusted.") for name in names) and not is_admin(ctx.pid, ctx.uid):
+            names = [name for name in names if not name.startswith(b"trusted.")]
+        return names if self._permissions.enabled else [name for name in names if name not in ACL_NAMES]

@@ -16,6 +16,7 @@ from cmkfs.policy import NO_POLICY, NO_RULE, Action, Decision, Needs, Policy, Pr
 _REMEMBERED = 4096
 _NEVER = float("inf")
 _NOTHING = Needs(groups=False, exe=False)
+_CAP_SYS_ADMIN = 21
 _UNREAD = Decision(False, NO_RULE)
 
 
@@ -142,6 +143,18 @@ class Policies:
                 decision = found.rules.decide(who, action)
             found.decided[key] = decision
         return decision
+
+
+def is_admin(pid: int, uid: int) -> bool:
+    """Has the process CAP_SYS_ADMIN (capabilities(7))? By its uid if it is in another pid namespace or gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text() if pid else ""
+    except OSError:
+        status = ""
+    for line in status.splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
+    return uid == 0
 
 
 def supplementary_groups(pid: int) -> frozenset[int] | None:
