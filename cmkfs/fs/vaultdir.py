@@ -72,18 +72,18 @@ class VaultDir:
         """The list of zones, for `write_zone_roots`."""
         return root_keys.seal_zone_list(self._vault.vault_hash, roots)
 
-    def write_zone_roots(self, data: bytes) -> None:
-        """Replace the list of zones, durably: a crash leaves the old one or the new one. Blocks. Raises OSError."""
+    async def write_zone_roots(self, data: bytes) -> None:
+        """Replace the list of zones, durably: a crash leaves the old one or the new one. Raises OSError."""
         _unlink_if_there(os.fsencode(_NEW_ZONES), self._backing.root_fd)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(_NEW_ZONES, flags, 0o600, dir_fd=self._backing.root_fd)
         try:
             self._backing.append(fd, data, 0)
-            os.fsync(fd)
+            await self._backing.fsync(fd)
         finally:
             os.close(fd)
         os.rename(_NEW_ZONES, ZONES_FILE, src_dir_fd=self._backing.root_fd, dst_dir_fd=self._backing.root_fd)
-        os.fsync(self._backing.root_fd)
+        await self._backing.fsync(self._backing.root_fd)
 
     def zone_record_copy(self, zone_id: bytes) -> ZoneRecord:
         """The copy of a zone's record, found without a walk to its root. Raises Damaged, UnknownFormat."""

@@ -9,7 +9,6 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable
-from functools import partial
 
 import trio
 
@@ -138,7 +137,7 @@ class ZoneSwitch:
             self._namespace.check_empty(inode)
             try:
                 await self._prepare(inode, fd, sealed_id, prepared, record)
-                await trio.to_thread.run_sync(partial(self._vaultdir.write_zone_roots, lists[1]))
+                await self._vaultdir.write_zone_roots(lists[1])
                 os.rename(prepared, DIR_ID, src_dir_fd=fd, dst_dir_fd=fd)
             except OSError:
                 await self._undo(fd, prepared, lists[0], record)
@@ -148,7 +147,7 @@ class ZoneSwitch:
             self._directories.list_zones(roots)
             if record is None:
                 os.unlink(_RECORD, dir_fd=fd)
-            await trio.to_thread.run_sync(os.fsync, fd)
+            await self._inodes.backing.fsync(fd)
         finally:
             self._namespace.closed.discard(inode)
             os.close(fd)
@@ -163,14 +162,14 @@ class ZoneSwitch:
         os.symlink(sealed_id, prepared, dir_fd=fd)
         parent = self._inodes.open(inode.places[-1][0], os.O_RDONLY)
         try:
-            await trio.to_thread.run_sync(os.fsync, fd)
-            await trio.to_thread.run_sync(os.fsync, parent)
+            await self._inodes.backing.fsync(fd)
+            await self._inodes.backing.fsync(parent)
         finally:
             os.close(parent)
 
     async def _undo(self, fd: int, prepared: bytes, old_list: bytes, record: ZoneRecord | None) -> None:
         try:
-            await trio.to_thread.run_sync(partial(self._vaultdir.write_zone_roots, old_list))
+            await self._vaultdir.write_zone_roots(old_list)
             _unlink_if_there(prepared, fd)
             if record is not None:
                 _unlink_if_there(_RECORD, fd)

@@ -1,7 +1,6 @@
 """A vault mounted by the real daemon, through the command line; and how a test knows that all went well."""
 
 import contextlib
-import errno
 import json
 import os
 import re
@@ -112,6 +111,17 @@ class Site:
         return RealMount(self, vault, mountpoint, options)
 
 
+def _guardians_of(pid: int) -> list[int]:
+    """The guardians that a daemon has begun."""
+    children = (Path(f"/proc/{task}/children").read_text() for task in _tasks(pid))
+    found = [int(child) for text in children for child in text.split()]
+    return [child for child in found if b"guardian_process" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def _tasks(pid: int) -> list[str]:
+    return [f"{pid}/task/{task}" for task in os.listdir(f"/proc/{pid}/task")]
+
+
 class RealMount:
     """A served mount. `expected_log` is what its log may say; every other line is an error of the test."""
 
@@ -175,16 +185,13 @@ class RealMount:
     def kill(self) -> None:
         """The daemon dies as by the OOM killer, and its guardian cuts the connection; the dead mount stays."""
         self.expected_log = [*self.expected_log, "^guardian: the daemon died"]
+        guardians = [os.pidfd_open(pid) for pid in _guardians_of(self.pid)]
         signal.pidfd_send_signal(self._process, signal.SIGKILL)
         self._await_end()
-        while True:
-            try:
-                os.statvfs(self.path)  # waits for the guardian, which ends what waits
-            except OSError as error:
-                if error.errno == errno.ENOTCONN:
-                    return
-                if error.errno != errno.ECONNABORTED:
-                    raise
+        for guardian in guardians:
+            ready, _, _ = select.select([guardian], [], [], SECONDS)
+            os.close(guardian)
+            assert ready, f"the guardian did not end within {SECONDS} s"
 
     def await_end(self) -> None:
         """Wait for the daemon to end, which somebody else has caused."""
