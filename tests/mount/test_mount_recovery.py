@@ -134,7 +134,7 @@ def test_second_mount_is_refused_and_says_by_whom(new_mount: NewMount) -> None:
 
 def test_vault_of_a_host_that_died_needs_break_lock(killed: RealMount) -> None:
     killed.site.cmkfs("umount", str(killed.path))
-    killed.expected_log = ["is mounted by pid"]
+    killed.expected_log.append("is mounted by pid")
     owner = killed.vault / "cmkfs.owner"
     facts = json.loads(owner.read_text())
     owner.write_text(json.dumps({**facts, "host": "elsewhere/0123"}))
@@ -184,7 +184,7 @@ def test_file_without_a_header_is_empty_after_a_crash_and_damage_otherwise(kille
     killed.down()
     with open(victim, "r+b") as file:
         file.truncate(0)
-    killed.expected_log = ["open: "]
+    killed.expected_log.append("open: ")
     killed.up()
     with pytest.raises(OSError) as caught:
         (killed.path / "closed").read_bytes()
