@@ -70,8 +70,8 @@ class KernelCache:
             if self.guardian is not None:
                 await self.guardian.until_gone()
                 log.error("the guardian was killed; another one takes its place")
-                await self.guardian.leave()
-                self.guardian = None
+                gone, self.guardian = self.guardian, None
+                await gone.leave()
             try:
                 self.guardian = await device.start_guardian(roster)
             except GuardianGone as error:

@@ -70,11 +70,13 @@ class Guardian:
         async with self._turn:
             if self._owes_answer:
                 await self._answer()
-            await trio.to_thread.run_sync(os.pwrite, self._orders, array("Q", numbers).tobytes(), 0)
+            if self._orders < 0:
+                raise GuardianGone("the guardian was killed")
             try:
+                await trio.to_thread.run_sync(os.pwrite, self._orders, array("Q", numbers).tobytes(), 0)
                 await self._talk.send(ORDER.pack(len(numbers)))
-            except OSError as error:
-                raise GuardianGone("the guardian was killed") from error
+            except (OSError, trio.ClosedResourceError) as error:
+                raise GuardianGone(f"the guardian cannot be told: {error}") from error
             self._owes_answer = True
             _, failed = ANSWER.unpack(await self._answer())
             if failed:
@@ -90,7 +92,7 @@ class Guardian:
     async def _receive(self) -> bytes:
         try:
             return await self._talk.recv(64)
-        except ConnectionError:
+        except (ConnectionError, trio.ClosedResourceError):
             return b""
 
     async def until_gone(self) -> None:
@@ -115,8 +117,11 @@ class Guardian:
         await self._end(STAND_IN_SECONDS)
 
     async def _end(self, seconds: float) -> None:
-        self._talk.close()
-        os.close(self._orders)
+        self._talk.close()  # ends what waits for an answer
+        async with self._turn:  # nobody writes to the descriptor's number when it is somebody else's
+            orders, self._orders = self._orders, -1
+            if orders >= 0:
+                os.close(orders)
         with trio.move_on_after(seconds) as scope:
             await self.until_gone()
         if scope.cancelled_caught:

@@ -99,13 +99,14 @@ class Lockdown:
                     zone.explain(why)
             for zone in serving:
                 self._keyring.end_leases(zone, why)
+            stored_all = False
             try:
                 stored_all = not drop_dirty and await self._forget(self._known(serving), STORE_SECONDS)
             finally:  # whoever waits for the lock may go; the lock is completed
                 self._drop_keys(serving)
-            gc.collect()  # cipher objects are in cycles; nothing of them stays until some later collection
-            with trio.CancelScope(shield=True):
-                await self._forget_for_good(self._open_inodes(serving) if stored_all else self._known(serving))
+                gc.collect()  # cipher objects are in cycles; nothing of them stays until some later collection
+                with trio.CancelScope(shield=True):
+                    await self._forget_for_good(self._open_inodes(serving) if stored_all else self._known(serving))
             if serving:
                 self._settler.soon()
                 log.warning("locked: %s", why)
@@ -183,7 +184,11 @@ class Lockdown:
     async def _forget(self, inodes: list[Inode], seconds: float) -> bool:
         """False if the kernel still holds something of them after `seconds`."""
         with trio.move_on_after(seconds) as scope:
-            await self._kernel.forget([int(inode.ino) for inode in inodes])
+            try:
+                await self._kernel.forget([int(inode.ino) for inode in inodes])
+            except (OSError, RuntimeError) as error:  # no descriptor or no thread to be had
+                log.error("the kernel could not be told to forget: %s", error)
+                return False
         if scope.cancelled_caught:
             log.error("the kernel has not let go of everything within %g s", seconds)
         return not scope.cancelled_caught

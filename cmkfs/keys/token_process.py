@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import trio
 
-from cmkfs.errors import TokenUnavailable
+from cmkfs.errors import PinRefused, TokenUnavailable
 from cmkfs.keys.access import TokenAccess
 from cmkfs.keys.token_server import LARGEST_MESSAGE, OPEN
 from cmkfs.looking import look_for
@@ -45,8 +45,9 @@ class _Server:
         with theirs:
             for end in (self.socket, theirs):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LARGEST_MESSAGE)
-            command = [sys.executable, "-m", "cmkfs.keys.token_server", str(theirs.fileno())]
-            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            # Nothing is imported from the directory in which somebody happens to mount.
+            command = [sys.executable, "-P", "-m", "cmkfs.keys.token_server", str(theirs.fileno())]
+            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, cwd="/")
         self.socket.setblocking(False)
         self.abandoned = False
         """True while an answer is due for which nobody waits any more."""
@@ -106,6 +107,8 @@ class TokenProcess:
         self._server = _Server()
         self._turn = trio.Lock()
         self._open_message: bytes | None = None
+        self._logged_in = False
+        self._refused: str | None = None
         self._waiting = 0
 
     @property
@@ -116,12 +119,12 @@ class TokenProcess:
     async def open(self, access: TokenAccess, pin: str, deadline: float) -> None:
         """Log in. Raises TokenUnavailable, PinRefused, Busy."""
         self._open_message = pickle.dumps((OPEN, (access, pin), {}), pickle.HIGHEST_PROTOCOL)
-        await self._in_turn(self._open_message, max(deadline, _OPEN_SECONDS))
+        await self._begin_anew(deadline)
 
     async def ask(self, deadline: float, name: str, *args: Any, **named: Any) -> Any:
         """See Transport."""
         message = pickle.dumps((name, args, named), pickle.HIGHEST_PROTOCOL)
-        if name == "recover" and self._server.lost:
+        if name == "recover" and (self._server.lost or not self._logged_in):
             await self._begin_anew(deadline)
             return None
         return await self._in_turn(message, deadline)
@@ -148,14 +151,39 @@ class TokenProcess:
                 self._waiting -= 1
 
     async def _begin_anew(self, deadline: float) -> None:
-        """A new process in the place of one that is lost. Raises TokenUnavailable, PinRefused."""
-        log.warning("the token's process does not answer; a new one takes its place")
-        self._server.process.kill()  # whoever waits for it is told, and gives up the turn
-        async with self._turn:
-            self._server.end(_KILL_SECONDS)
-            self._server = _Server()
-        if self._open_message is not None:
-            await self._in_turn(self._open_message, max(deadline, _OPEN_SECONDS))
+        """Log in, in a new process if the present one is lost. Raises TokenUnavailable, PinRefused, Busy.
+
+        Of several who come at once, one for each CMK, the first does it. A PIN that was refused is never tried again.
+        """
+        if self._server.lost:
+            log.warning("the token's process does not answer; a new one takes its place")
+            self._server.process.kill()  # whoever waits for it is told, and gives up the turn
+        seconds = max(deadline, _OPEN_SECONDS)
+        with trio.move_on_after(seconds):
+            await self._take_turn()
+            try:
+                if self._server.lost:
+                    self._logged_in = False
+                    await trio.to_thread.run_sync(self._server.end, _KILL_SECONDS)
+                    self._server = _Server()
+                if not self._logged_in:
+                    await self._log_in()
+                return
+            finally:
+                self._turn.release()
+        raise TokenUnavailable(f"the token did not answer within {seconds:g} s")
+
+    async def _log_in(self) -> None:
+        if self._refused is not None:
+            raise PinRefused(self._refused)
+        if self._open_message is None:
+            raise TokenUnavailable("the token is not open")
+        try:
+            await self._server.ask(self._open_message)
+        except PinRefused as error:
+            self._refused = str(error)
+            raise
+        self._logged_in = True
 
     def close(self, *, wait: float = 0.0) -> None:
         """End the process; it is killed if it takes longer than `wait` seconds. Idempotent."""

@@ -5,6 +5,7 @@ no fork. The first request opens the provider; it ends when the daemon closes th
 """
 
 import ctypes
+import errno
 import pickle
 import signal
 import socket
@@ -55,7 +56,17 @@ def serve(requests: socket.socket) -> None:
         except Exception as error:
             # A module can fail in ways nobody thought of; its errors need not be anything that travels.
             reply = (False, TokenUnavailable(f"the token failed: {error!r}"))
+        _answer(requests, reply)
+
+
+def _answer(requests: socket.socket, reply: tuple[bool, Any]) -> None:
+    try:
         requests.send(pickle.dumps(reply, pickle.HIGHEST_PROTOCOL))
+    except OSError as error:
+        if error.errno != errno.EMSGSIZE:  # the limit of wmem_max, for a daemon that is not root
+            raise
+        late = TokenUnavailable("the token's answer is larger than a message may be here")
+        requests.send(pickle.dumps((False, late), pickle.HIGHEST_PROTOCOL))
 
 
 if __name__ == "__main__":

@@ -139,3 +139,54 @@ async def test_a_batch_of_wraps_is_cut_short_and_never_empty(process: TokenProce
     made = await client.wrap_many(version, [(SECRET, CONTEXT)] * 5000)
     assert 1 <= len(made) < 5000
     assert len(set(made)) == len(made)
+
+
+async def test_a_process_begun_while_the_token_was_away_logs_in_when_it_is_back(
+    process: TokenProcess, cmk_id: CmkId, token: SoftHsmToken
+) -> None:
+    client = TokenClient(process, DEADLINE)
+    await kill(process, cmk_id)
+    token.remove()
+    for _ in range(2):
+        with pytest.raises(TokenUnavailable):
+            await client.recover()
+    token.put_back()
+    await client.recover()
+    await client.canary(cmk_id)
+
+
+async def test_of_several_who_recover_at_once_one_begins_a_process(process: TokenProcess, cmk_id: CmkId) -> None:
+    client = TokenClient(process, DEADLINE)
+    await kill(process, cmk_id)
+    pids: list[int] = []
+
+    async def recover() -> None:
+        await client.recover()
+        await client.canary(cmk_id)
+        pids.append(process.pid)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(recover)
+    assert len(pids) == 3
+    assert len(set(pids)) == 1
+
+
+async def kill(process: TokenProcess, cmk_id: CmkId) -> None:
+    """Returns when it is known to be gone."""
+    os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(TokenUnavailable):
+        await TokenClient(process, DEADLINE).canary(cmk_id)
+
+
+async def test_a_refused_pin_is_tried_once(token: SoftHsmToken, cmk_id: CmkId) -> None:
+    process = TokenProcess()
+    try:
+        with pytest.raises(PinRefused):
+            await process.open(access(token), "9999", DEADLINE)
+        os.kill(process.pid, signal.SIGKILL)  # where there is no process there is no try
+        for _ in range(3):
+            with pytest.raises(PinRefused):
+                await TokenClient(process, DEADLINE).recover()
+    finally:
+        process.close(wait=5.0)
