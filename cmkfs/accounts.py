@@ -1,6 +1,7 @@
 """The host's users and groups, as `getent` shows them, and its time zones."""
 
 import grp
+import os
 import pwd
 from zoneinfo import ZoneInfo
 
@@ -30,9 +31,23 @@ class SystemAccounts:
             return None
 
 
+def groups_of(uid: int) -> tuple[int, frozenset[int]] | None:
+    """The group of a user, and all that getgrouplist(3) gives; None if the host knows no such user."""
+    try:
+        found = pwd.getpwuid(uid)
+    except KeyError:
+        return None
+    return found.pw_gid, frozenset(os.getgrouplist(found.pw_name, found.pw_gid))
+
+
 def user_name(uid: int) -> str | None:
     """The name of a user, None if the host knows none of this number."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return None
+
+
+def uid_of(user: str) -> int | None:
+    """The number of a user who is named by name or number, None if the host knows none of this name."""
+    return int(user) if user.isdecimal() else SystemAccounts().uid(user)

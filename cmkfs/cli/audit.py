@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from cmkfs.accounts import SystemAccounts, user_name
+from cmkfs.accounts import uid_of, user_name
 from cmkfs.audit.chain import Line, parse
 from cmkfs.audit.reading import Filter, chains, columns, records
 from cmkfs.cli.options import PATH, Group, json_option
@@ -78,9 +78,9 @@ def show(
 
 
 def _uid(user: str | None) -> int | None:
-    if user is None or user.isdecimal():
-        return None if user is None else int(user)
-    uid = SystemAccounts().uid(user)
+    if user is None:
+        return None
+    uid = uid_of(user)
     if uid is None:
         raise UsageError(f"there is no user {user!r}", hint="give the uid")
     return uid

@@ -1,20 +1,26 @@
 """`cmkfs policy`: who may do what with the data under a CMK."""
 
+import os
 import sys
+import time
 from pathlib import Path
 
 import click
 
-from cmkfs.accounts import SystemAccounts
+from cmkfs.accounts import SystemAccounts, groups_of, uid_of
 from cmkfs.cli.cmk import complain_of_unconfirmed
 from cmkfs.cli.mounts import confirm
 from cmkfs.cli.options import PATH, Group, cmk_argument, json_option
 from cmkfs.cli.output import facts, note
+from cmkfs.cli.times import point_in_time
 from cmkfs.control.protocol import Fields
-from cmkfs.errors import ConfigError, Tampered
+from cmkfs.errors import EXIT_DENIED, ConfigError, Tampered, UsageError
 from cmkfs.home import Home
-from cmkfs.policy import Policy, fingerprint
+from cmkfs.policy import Action, Policy, Principal, decide, fingerprint
 from cmkfs.policyfile import parse
+
+_NO_GROUP = 2**32 - 1
+"""(gid_t) -1, which is no group (chown(2))."""
 
 NO_POLICY = "without a policy only root and whoever mounted can use what is under a CMK"
 
@@ -71,6 +77,46 @@ def check(file: Path, as_json: bool) -> None:
         [f"{file}: {count} rule{'s' * (count != 1)}, no errors"],
         as_json=as_json,
     )
+
+
+@group.command(epilog="Example: cmkfs policy explain finance --user alice --action read")
+@cmk_argument
+@click.option("--user", metavar="U", required=True, help="Who asks: a name or a uid.")
+@click.option("--action", metavar="A", type=click.Choice([str(action) for action in Action]), required=True)
+@click.option("--zone", metavar="DIR", type=PATH, help="A directory on a mount; its zone must be under the CMK.")
+@click.option("--at", metavar="T", help="When: ISO 8601 or an age (10m, 2h); else now.")
+@json_option
+def explain(name: str, user: str, action: str, zone: Path | None, at: str | None, as_json: bool) -> int:
+    """Would the policy of CMK NAME allow it, and by which rule? Exit 0 for allow, 3 for deny.
+
+    The user's groups are those of the accounts database; a rule about an executable is taken to be met.
+    """
+    from cmkfs.cli.token_session import token
+
+    uid = uid_of(user)
+    if uid is None:
+        raise UsageError(f"there is no user {user!r}", hint="give the uid")
+    if zone is not None:
+        _check_zone(zone, name)
+    moment = time.time()
+    moment = point_in_time(at, moment) if at else moment
+    with token(Home.from_environment(), read_write=False) as provider:
+        text = provider.policy(provider.find(name).cmk_id)
+    policy = None if text is None else parse(text, name=f"policy of {name}", accounts=SystemAccounts())
+    gid, groups = groups_of(uid) or (_NO_GROUP, None)
+    decision = decide(policy, Principal(uid, gid, groups), Action(action), os.geteuid(), moment)
+    said = f"{user} {'may' if decision.allowed else 'may not'} {action} under CMK {name}: {decision.rule}"
+    document = {"name": name, "uid": uid, "action": action, "allowed": decision.allowed, "rule": decision.rule}
+    facts(document, [said], as_json=as_json)
+    return 0 if decision.allowed else EXIT_DENIED
+
+
+def _check_zone(directory: Path, name: str) -> None:
+    from cmkfs.cli.info import document_of
+
+    cmk = document_of(directory).get("cmk")
+    if cmk != name:
+        raise UsageError(f"the zone of {directory} is under CMK {cmk}, not {name}", hint=f"cmkfs policy explain {cmk}")
 
 
 def _read(file: Path) -> tuple[str, Policy]:

@@ -13,7 +13,7 @@ POLICY = '[[rule]]\nid = "all"\neffect = "allow"\nwho = ["uid:0"]\nactions = ["*
 COMMANDS = [
     "token init", "token list", "token backup", "token restore", "cmk create", "cmk list", "cmk show",
     "cmk disable", "cmk enable", "init", "mount", "umount", "lock", "unlock", "status", "info", "check",
-    "policy set", "policy unset", "policy show", "policy check",
+    "policy set", "policy unset", "policy show", "policy check", "policy explain",
 ]  # fmt: skip
 
 
@@ -258,6 +258,34 @@ def test_a_policy_is_set_shown_byte_for_byte_and_unset(with_token: Cmkfs) -> Non
     shown = with_token("policy", "show", "main")
     assert (shown.code, shown.out) == (0, "")
     assert shown.err.startswith("cmkfs: CMK main has no policy; without a policy only root")
+
+
+def test_a_decision_is_explained(with_token: Cmkfs) -> None:
+    window = """
+[[rule]]
+id = "by-day"
+effect = "allow"
+who = ["uid:4242"]
+actions = ["read"]
+hours = "08:00-18:00"
+"""
+    (with_token.work / "p.toml").write_text(POLICY + window)
+    explain = ("policy", "explain", "main", "--user")
+    assert with_token(*explain, "4242", "--action", "read") == Ran(
+        3, "4242 may not read under CMK main: (no policy)\n", ""
+    )
+    with_token.ok("policy", "set", "main", "p.toml")
+    assert with_token.ok(*explain, "root", "--action", "write") == "root may write under CMK main: all\n"
+    at_noon = with_token.ok(*explain, "4242", "--action", "read", "--at", "2026-01-05T12:00:00+00:00", "--json")
+    expected = {"name": "main", "uid": 4242, "action": "read", "allowed": True, "rule": "by-day"}
+    assert json.loads(at_noon) == expected
+    assert with_token(*explain, "4242", "--action", "read", "--at", "2026-01-05T19:00:00+00:00") == Ran(
+        3, "4242 may not read under CMK main: (no rule)\n", ""
+    )
+    assert with_token(*explain, "no-such-user", "--action", "read") == Ran(
+        2, "", "cmkfs: there is no user 'no-such-user'; try: give the uid\n"
+    )
+    with_token.ok("policy", "unset", "main")
 
 
 def test_a_policy_with_an_unknown_user_is_refused_and_the_old_one_stays(with_token: Cmkfs) -> None:
