@@ -164,7 +164,9 @@ class FuseDevice:
 
     def _still_mounted(self) -> bool:
         entries = kernel_mount.mounts()
-        if not any(entry.mount_id == self._entry.mount_id for entry in entries):
+        # Not by its id alone: the kernel gives that to the next mount anywhere as soon as this one is gone.
+        ours = (self._entry.mount_id, self._entry.minor, self._entry.mountpoint)
+        if not any((entry.mount_id, entry.minor, entry.mountpoint) == ours for entry in entries):
             return False
         top = kernel_mount.top_mount(entries, self._entry.mountpoint)
         if top is None or top.mount_id != self._entry.mount_id:
