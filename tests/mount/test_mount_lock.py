@@ -226,6 +226,8 @@ def test_outage_goes_on_then_locks_then_comes_back(lonely_mount: RealMount) -> N
             while outcome(lambda: os.pread(doors.file, 4, 0)) == "ok":
                 assert time.monotonic() - gone < 10
             assert time.monotonic() - gone > 1
+            while "lockdown: locked" not in mounted.log.read_text():  # the first refusal is the lock's beginning
+                assert time.monotonic() - gone < 10
             everything_is_refused(doors)
         finally:
             tokens.with_name("away").rename(tokens)
