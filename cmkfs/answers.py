@@ -218,7 +218,8 @@ class ControlAnswers:
     def _state(self, zones: list[Zone]) -> str:
         if all(zone.state is ZoneState.SERVING for zone in zones):
             return "serving"
-        if any(self._mounted.watches[zone.cmk_id].refusal is not None and zone.disabled for zone in zones):
+        watched = [zone for zone in zones if zone.cmk_id in self._mounted.watches]  # a new one is not yet
+        if any(self._mounted.watches[zone.cmk_id].refusal is not None and zone.disabled for zone in watched):
             return "disabled"
         return "locked"
 

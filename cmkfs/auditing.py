@@ -121,7 +121,10 @@ class MountAudit:
             await self._awake.wait()
             await trio.sleep(LOOK_SECONDS)
             folding = self.recorder.end_folds()
-            await self._look_at_file()
+            try:
+                await self._look_at_file()
+            except OSError as error:  # of the log's disk: it must not end the mount
+                log.error("the audit log cannot be looked at: %s", error)
             waits = CHANGE_SECONDS if self.recorder.changes else CHECKPOINT_SECONDS
             if self.file.seq != self._checkpointed and trio.current_time() - self._since >= waits:
                 await self._checkpoint()

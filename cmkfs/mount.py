@@ -257,7 +257,7 @@ async def _unmount_on_signal(mounted: Mounted, device: FuseDevice) -> None:
         async for _ in signals:
             try:
                 await trio.to_thread.run_sync(partial(device.unmount, lazy=lazy))
-            except Busy as error:
+            except (Busy, MountFailed) as error:
                 log.warning("not unmounted: %s; a second signal detaches it all the same", error)
                 lazy = True
                 try:

@@ -308,14 +308,21 @@ class Mounted:
     async def unlock(self, zones: Iterable[Zone], *, by: Caller | None = None) -> None:
         """Serve zones again, and zones inside them that could not be found until now. Raises Disabled, …"""
         known = set(self.keyring.zones)
-        await self.locks.unlock(zones, by=by)
-        for zone_id in set(self.keyring.zones) - known:
-            await self._adopt(self.keyring.zones[zone_id])
+        try:
+            await self.locks.unlock(zones, by=by)
+        finally:  # what was found has its watch and its policy, also if another zone is in trouble
+            for zone_id in set(self.keyring.zones) - known:
+                await self._adopt(self.keyring.zones[zone_id])
 
     async def _adopt(self, zone: Zone) -> None:
         """A zone that came while the mount is served gets what the others have."""
-        if zone.cmk_id not in self.watches:
-            watch = self.watches[zone.cmk_id] = self._watch(zone)
+        new = zone.cmk_id not in self.watches
+        if new:
+            self.watches[zone.cmk_id] = self._watch(zone)
+        watch = self.watches[zone.cmk_id]
+        if zone.state is ZoneState.LOCKED and watch.refusal is None:
+            watch.refusal = as_refusal(zone.refusal(), zone.cmk_name)  # so that the watch unlocks it
+        if new:
             await watch.look()
             self.start_soon(watch.run)
         if self._revocation is not None:
