@@ -7,7 +7,6 @@ import errno
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 import trio
@@ -26,14 +25,6 @@ from cmkfs.keys.keyring import Keyring, Lease
 from cmkfs.keys.zone import Zone
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """The header page as read, and the identity in it."""
-
-    page: bytes
-    identity: Identity
 
 
 class FileOpener:

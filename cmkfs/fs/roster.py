@@ -46,7 +46,6 @@ class Roster:
     def close(self) -> None:
         """The mount has ended; inodes that go later are not written down anywhere. Idempotent."""
         if self.fd >= 0:
-            self._numbers = memoryview(bytearray(self._places * NUMBER_SIZE)).cast("Q")
             os.close(self.fd)
             self.fd = -1
             # mmap keeps a descriptor of its own, which goes with the last view.
