@@ -14,13 +14,13 @@ import logging
 import os
 import signal
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import trio
 
 from cmkfs.audit.auditor import Caller
-from cmkfs.errors import CmkfsError, KeyUnavailable
+from cmkfs.errors import CmkfsError, KeyUnavailable, Locked
 from cmkfs.fs.directory import plain_name
 from cmkfs.fs.inodes import Inode, InodeTable
 from cmkfs.fs.openfile import OpenFile
@@ -63,14 +63,25 @@ class OpenedBy:
 class LockReport:
     """What a lock found and did."""
 
-    was_locked: bool
     stored_bytes: int
     dropped_bytes: int
     open: tuple[OpenedBy, ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Unlocking:
+    """An unlock that is under way, or waits for its turn."""
+
+    zone: Zone
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+
 class Lockdown:
-    """Locks and unlocks zones. One at a time: a lock that comes during another waits for it."""
+    """Locks and unlocks zones.
+
+    A lock waits for no unlock, nor for the lock of another zone: what it takes away ends at once. The later word
+    counts: a lock ends an unlock of its zone that is under way, and an unlock waits until a lock is complete.
+    """
 
     def __init__(
         self, keyring: Keyring, inodes: InodeTable, operations: Operations, settler: Settler, kernel: PageCache
@@ -80,8 +91,11 @@ class Lockdown:
         self._operations = operations
         self._settler = settler
         self._kernel = kernel
-        self._turn = trio.Lock()
+        self._locking: dict[Zone, trio.Event] = {}
+        self._unlocking: set[_Unlocking] = set()
+        self._unlock_turn = trio.Lock()
         self._renew = trio.Event()
+        self._finished = False
         self.before_serving: Callable[[Zone], Awaitable[None]] | None = None
         """What a zone that was locked when the mount began still needs, with its keys at hand."""
 
@@ -90,45 +104,92 @@ class Lockdown:
     ) -> LockReport:
         """End all leases; returns when nothing of the zones can be read any more. `by` is who asked for it."""
         zones = list(zones)
-        async with self._turn:
-            serving = [zone for zone in zones if zone.state is ZoneState.SERVING]
-            opened = self._opened(serving)
-            stored, refused = self._operations.stored_while_settling, self._operations.refused_bytes
+        for zone in zones:
+            self._interrupt(zone, why)
+            if zone.state is ZoneState.LOCKED and not zone.locked_by_operator:
+                zone.explain(why)
+        serving = [zone for zone in zones if zone.state is ZoneState.SERVING]
+        opened = self._opened(serving)
+        stored, refused = self._operations.stored_while_settling, self._operations.refused_bytes
+        others = [self._locking[zone] for zone in zones if zone in self._locking]
+        if serving:
+            await self._lock(serving, why, drop_dirty=drop_dirty)
+        for under_way in others:
+            await under_way.wait()
+        for zone in zones:
+            self._keyring.audit.changed("lock", reason=str(why), caller=by, zone=zone)
+        return LockReport(
+            stored_bytes=self._operations.stored_while_settling - stored,
+            dropped_bytes=self._operations.refused_bytes - refused,
+            open=opened,
+        )
+
+    async def _lock(self, zones: list[Zone], why: KeyUnavailable, *, drop_dirty: bool) -> None:
+        complete = trio.Event()
+        for zone in zones:
+            self._locking[zone] = complete
+            self._keyring.end_leases(zone, why)
+        stored_all = False
+        try:
+            stored_all = not drop_dirty and await self._forget(self._known(zones), STORE_SECONDS)
+        finally:  # whoever waits for the lock may go; the lock is completed
+            self._drop_keys(zones)
+            gc.collect()  # cipher objects are in cycles; nothing of them stays until some later collection
+            with trio.CancelScope(shield=True):
+                await self._forget_for_good(self._open_inodes(zones) if stored_all else self._known(zones))
             for zone in zones:
-                if zone.state is ZoneState.LOCKED and not zone.locked_by_operator:
-                    zone.explain(why)
-            for zone in serving:
-                self._keyring.end_leases(zone, why)
-            stored_all = False
-            try:
-                stored_all = not drop_dirty and await self._forget(self._known(serving), STORE_SECONDS)
-            finally:  # whoever waits for the lock may go; the lock is completed
-                self._drop_keys(serving)
-                gc.collect()  # cipher objects are in cycles; nothing of them stays until some later collection
-                with trio.CancelScope(shield=True):
-                    await self._forget_for_good(self._open_inodes(serving) if stored_all else self._known(serving))
-            if serving:
-                self._settler.soon()
-                log.warning("locked: %s", why)
-            for zone in zones:
-                self._keyring.audit.changed("lock", reason=str(why), caller=by, zone=zone)
-            return LockReport(
-                was_locked=not serving,
-                stored_bytes=self._operations.stored_while_settling - stored,
-                dropped_bytes=self._operations.refused_bytes - refused,
-                open=opened,
-            )
+                del self._locking[zone]
+            complete.set()
+        self._settler.soon()
+        log.warning("locked: %s", why)
+
+    def _interrupt(self, zone: Zone, why: KeyUnavailable) -> None:
+        """An unlock of the zone that is under way brings nothing any more. No await: nobody is served in between."""
+        under_way = [unlocking for unlocking in self._unlocking if unlocking.zone is zone]
+        for unlocking in under_way:
+            unlocking.scope.cancel()
+        if under_way and zone not in self._locking and zone.state is not ZoneState.SERVING:
+            self._keyring.end_leases(zone, why)
+            self._drop_keys([zone])
 
     async def unlock(self, zones: Iterable[Zone], *, by: Caller | None = None) -> bool:
-        """Serve again; False if all were serving. Raises Disabled, TokenUnavailable, …; those zones stay locked."""
-        async with self._turn:
-            locked = [zone for zone in zones if zone.state is ZoneState.LOCKED]
-            for zone in locked:
-                await self._unlock(zone)
-                log.warning("unlocked: zone %s", zone.zone_id.hex())
-                self._keyring.audit.changed("unlock", caller=by, zone=zone)
-            self._renew.set()
-            return bool(locked)
+        """Serve again; False if all were serving. Each zone by itself: one that stays locked keeps no other from it.
+
+        Raises what the first of them met: Disabled, TokenUnavailable, Locked (there was a lock meanwhile), …
+        """
+        failure: CmkfsError | None = None
+        changed = False
+        for zone in [zone for zone in zones if zone.state is not ZoneState.SERVING]:
+            try:
+                if await self._unlock_in_turn(zone):
+                    log.warning("unlocked: zone %s", zone.zone_id.hex())
+                    self._keyring.audit.changed("unlock", caller=by, zone=zone)
+                    changed = True
+            except CmkfsError as error:
+                failure = failure or error
+        self._renew.set()
+        if failure is not None:
+            raise failure
+        return changed
+
+    async def _unlock_in_turn(self, zone: Zone) -> bool:
+        """False if it is serving already. One unlock at a time; none while the zone is being locked."""
+        unlocking = _Unlocking(zone)
+        self._unlocking.add(unlocking)
+        try:
+            with unlocking.scope:
+                async with self._unlock_turn:
+                    while (under_way := self._locking.get(zone)) is not None:
+                        await under_way.wait()
+                    if self._finished:
+                        raise Locked("the mount is ending")
+                    if zone.state is ZoneState.SERVING:
+                        return False
+                    await self._unlock(zone)
+                    return True
+        finally:
+            self._unlocking.discard(unlocking)
+        raise zone.refusal()
 
     async def _unlock(self, zone: Zone) -> None:
         """Serve a zone, once what an earlier session left in it is settled. Raises as `unlock`."""
@@ -143,12 +204,16 @@ class Lockdown:
             finally:
                 in_recovery.reset(token)
         except (CmkfsError, OSError) as error:
-            zone.explain(error if isinstance(error, KeyUnavailable) else KeyUnavailable(f"not recovered: {error}"))
+            if zone.state is ZoneState.RECOVERING:
+                why = error if isinstance(error, KeyUnavailable) else KeyUnavailable(f"not recovered: {error}")
+                zone.explain(why)
             self._drop_keys([zone])
             raise zone.refusal() from error
         except BaseException:
             self._drop_keys([zone])
             raise
+        if zone.state is not ZoneState.RECOVERING:
+            raise zone.refusal()  # a lock came, and found nothing more to be waited for
         zone.end_recovering()
 
     async def renew_leases(self) -> None:
@@ -207,9 +272,13 @@ class Lockdown:
             os.kill(os.getpid(), signal.SIGKILL)
 
     async def finish(self) -> None:
-        """Return when no lock is under way."""
-        async with self._turn:
-            pass
+        """The mount ends: no unlock begins or goes on. Returns when no lock is under way."""
+        self._finished = True
+        for unlocking in self._unlocking:
+            unlocking.scope.cancel()
+        async with self._unlock_turn:
+            while self._locking:
+                await next(iter(self._locking.values())).wait()
 
     def _known(self, zones: list[Zone]) -> list[Inode]:
         """Every inode of the zones that the kernel may have cached: open ones first, with dirty pages second."""

@@ -102,11 +102,16 @@ class Recovery:
         In a task that is `in_recovery`. Raises as `run`; then it is still to be done.
         """
         root = self.locked[zone]
+        before = frozenset(self._reached)
         # A zone inside it that was not locked could not be reached either.
-        self._opener.recovering_zones = frozenset(zones) - self._reached
+        self._opener.recovering_zones = frozenset(zones) - before
         try:
             await self._walk(root)
             await self._settle()
+            zone.check()  # else there was a lock meanwhile, and what it kept back is not settled
+        except BaseException:  # a lock came, or the token went away: the next time it begins anew
+            self._reached = set(before)
+            raise
         finally:
             self._opener.recovering_zones = frozenset()
         del self.locked[zone]
@@ -130,7 +135,7 @@ class Recovery:
                     waiting += await self._directory(directory, self._since)
             except KeyUnavailable:
                 zone = self._directories.claimed_zone(directory)
-                if zone is None or zone.state is not ZoneState.LOCKED:
+                if zone is None or zone.state not in (ZoneState.LOCKED, ZoneState.SETTLING):
                     raise
                 if zone not in self.locked:
                     self.locked[zone] = directory

@@ -226,8 +226,11 @@ class Keyring:
         if zone.state is ZoneState.SERVING:
             return
         recipient, context = zone_secret(self.vault, zone)
+        epoch = zone.epoch
         secret = await self.token.unwrap(recipient.version, recipient.wrapped, context=context)
         try:
+            if zone.epoch != epoch:
+                raise _ended(zone)  # a lock came while the token was asked
             keys = ZoneKeys(zone.zone_id, secret, zone.record.commitment)
             zone.begin_serving(keys, recover_first=recover_first)
         finally:

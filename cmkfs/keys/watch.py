@@ -92,7 +92,7 @@ class CmkWatch:
 
     async def begin(self) -> None:
         """Read the policy before anything is served. Raises Disabled, TokenUnavailable, …"""
-        self.take_policy(await self._ask())
+        await self._ask()
         self._carried_out = self._policies.in_force(self._cmk_id)
 
     async def look(self, *, policy_too: bool = True) -> None:
@@ -105,13 +105,20 @@ class CmkWatch:
             if not await self._look(self._ask_the_canary if canary_will_do else self._ask) and await self._recovered():
                 await self._look(self._ask)
 
-    async def _look(self, ask: Callable[[], Awaitable[str | None]]) -> bool:
+    async def _look(self, ask: Callable[[], Awaitable[None]]) -> bool:
         """Ask once; False if the token is away."""
+        if await self._asked(ask):
+            await self._answered()
+            await self._carry_out()
+        return self.healthy
+
+    async def _asked(self, ask: Callable[[], Awaitable[None]]) -> bool:
+        """True if the CMK may be used; else what follows from that has taken effect."""
         began = trio.current_time()
         try:
             # Not the interval: a token that is slow but answers is no outage. Nor longer than an outage may last.
             with trio.fail_after(min(max(self._grace, 2 * self._interval), self._grace_left() or math.inf)):
-                text = await ask()
+                await ask()
         except (Disabled, Revoked, CmkNotFound) as error:
             self._reached()
             await self._refused(_as_refusal(error, self._name))
@@ -129,18 +136,15 @@ class CmkWatch:
             await self._unreachable(TokenUnavailable(f"the token failed: {error!r}"), began)
         else:
             self._reached()
-            self.take_policy(text)
-            await self._answered()
-            await self._carry_out()
-        return self.healthy
+            return True
+        return False
 
-    async def _ask(self) -> str | None:
-        await self._token.canary(self._cmk_id)
-        return await self._token.policy(self._cmk_id)
+    async def _ask(self) -> None:
+        await self._ask_the_canary()
+        self.take_policy(await self._token.policy(self._cmk_id))
 
-    async def _ask_the_canary(self) -> str | None:
+    async def _ask_the_canary(self) -> None:
         await self._token.canary(self._cmk_id)
-        return self._policy_text
 
     async def _carry_out(self) -> None:
         """What the policy, or the clock, takes from somebody is taken from what he has open too."""
@@ -201,13 +205,31 @@ class CmkWatch:
         return False
 
     async def _answered(self) -> None:
-        if self.refusal is not None:
+        """Unlock what a refusal has locked."""
+        if self.refusal is None:
+            return
+        before, self.refusal = self.refusal, None
+        failure: CmkfsError | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._look_meanwhile)
             try:
                 await self._unlock()
             except CmkfsError as error:
-                log.warning("the zones of %s stay locked: %s", self._name, error)
-                return
-            self.refusal = None
+                failure = error
+            if self.refusal is None:  # else a lock is under way, which cancelled would drop what it should store
+                nursery.cancel_scope.cancel()
+        if failure is not None:
+            log.warning("the zones of %s stay locked: %s", self._name, failure)
+            self.refusal = self.refusal or before
+
+    async def _look_meanwhile(self) -> None:
+        """An unlock can take minutes, with recovery: what is refused or lost meanwhile is not noticed after it."""
+        while self.refusal is None:
+            await trio.sleep(min(self._interval, self._grace_left()))
+            if not self._grace_left():
+                await self._refused(self._outage())
+            elif not await self._asked(self._ask_the_canary) and not self.healthy:
+                await self._recovered()
 
 
 def _as_refusal(error: CmkfsError, name: str) -> KeyUnavailable:

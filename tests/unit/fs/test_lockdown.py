@@ -10,10 +10,10 @@ import trio.testing
 from model.harness import ROOT, Harness
 
 from cmkfs.answers import ControlAnswers
-from cmkfs.errors import Disabled, Locked
+from cmkfs.errors import CmkfsError, Disabled, KeyUnavailable, Locked
 from cmkfs.fs.forgetting import KernelCache
 from cmkfs.fs.lockdown import FORGET_SECONDS, STORE_SECONDS, Lockdown
-from cmkfs.keys.zone import ZoneState
+from cmkfs.keys.zone import Zone, ZoneState
 
 WHY = Locked("an operator locked the zone")
 
@@ -91,7 +91,6 @@ async def test_open_files_are_forgotten_first_while_settling_and_again_when_the_
     assert site.kernel.told[0] == (opened, ZoneState.SETTLING)
     assert {(ROOT, ZoneState.SETTLING), (closed, ZoneState.SETTLING)} <= set(site.kernel.told)
     assert site.kernel.told[-1] == (opened, ZoneState.LOCKED)
-    assert not report.was_locked
     assert [(by.uid, by.path) for by in report.open] == [(0, "open")]
     assert site.harness.keyring.leases == 0
 
@@ -191,18 +190,138 @@ async def test_what_the_kernel_does_not_let_go_is_cut_off(site: Site, mock_clock
         await program.read(fh, 0, 1)
 
 
-async def test_two_locks_at_once_take_turns(site: Site) -> None:
-    await site.harness.program.create(ROOT, b"file")
-    reports: list[bool] = []
+async def test_a_lock_during_another_returns_when_that_is_complete(site: Site) -> None:
+    fh = await site.harness.program.create(ROOT, b"file")
+    site.kernel.hang = threading.Event()
+    complete: list[int] = []
 
     async def lock() -> None:
-        report = await site.lockdown.lock([site.harness.zone], WHY)
-        reports.append(report.was_locked)
+        await site.lock()
+        complete.append(len(site.kernel.told))
 
     async with trio.open_nursery() as nursery:
         for _ in range(3):
             nursery.start_soon(lock)
-    assert sorted(reports) == [False, True, True]
+        while not site.kernel.told:
+            await trio.lowlevel.checkpoint()
+        assert complete == []
+        site.kernel.hang.set()
+    assert complete == [len(site.kernel.told)] * 3
+    assert site.kernel.told[-1] == (site.harness.program.file(fh).inode.ino, ZoneState.LOCKED)
+
+
+# -- unlock, and what comes while it is under way --------------------------------------------------
+
+
+@pytest.fixture
+async def second(site: Site) -> Zone:
+    """A second zone, under the same CMK, with an open file in it."""
+    mounted = site.harness.mounted
+    mounted.start_soon = lambda task: None
+    zone = await mounted.create_zone(mounted.inodes[await site.harness.program.mkdir(ROOT, b"zone")], "data")
+    fh = await site.harness.program.create(await site.harness.program.walk(b"zone"), b"inside")
+    await site.harness.program.write(fh, 0, b"inside")
+    return zone
+
+
+def hanging_recovery(site: Site, zone: Zone) -> trio.Event:
+    """From now on an unlock of the zone has much to settle; the event says that it has begun."""
+    begun = trio.Event()
+
+    async def settle(unlocked: Zone) -> None:
+        if unlocked is zone:
+            begun.set()
+            await trio.sleep_forever()
+
+    site.lockdown.before_serving = settle
+    return begun
+
+
+async def refused(site: Site, zone: Zone, unlocks: list[str]) -> None:
+    try:
+        await site.lockdown.unlock([zone])
+        unlocks.append("unlocked")
+    except CmkfsError as error:
+        unlocks.append(str(error))
+
+
+async def test_a_lock_waits_for_no_recovery(site: Site, second: Zone) -> None:
+    """Neither for that of its zone, which ends, nor for that of another one, which goes on."""
+    first, unlocks = site.harness.zone, list[str]()
+    await site.lockdown.lock([second], WHY)
+    begun = hanging_recovery(site, second)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(refused, site, second, unlocks)
+        await begun.wait()
+        assert second.state is ZoneState.RECOVERING
+        await site.lock()
+        assert (first.state, second.state) == (ZoneState.LOCKED, ZoneState.RECOVERING)
+        why = Disabled("CMK data is disabled")
+        await site.lockdown.lock([second], why)
+        assert second.state is ZoneState.LOCKED
+        with pytest.raises(Disabled):
+            second.keys_to_settle()
+    assert unlocks == ["CMK data is disabled"]
+    site.lockdown.before_serving = None
+    assert await site.lockdown.unlock([first, second])
+
+
+async def test_a_lock_counts_although_the_token_was_asked_before_it(site: Site, second: Zone) -> None:
+    token, unlocks = site.harness.token, list[str]()
+    await site.lockdown.lock([second], WHY)
+    token.hang()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(refused, site, second, unlocks)
+        while not token.entered.is_set():
+            await trio.lowlevel.checkpoint()
+        await site.lockdown.lock([second], WHY)
+        await site.lock()
+        token.answer()
+    assert unlocks == [str(WHY)]
+    assert (site.harness.zone.state, second.state) == (ZoneState.LOCKED, ZoneState.LOCKED)
+    assert await site.lockdown.unlock([second])
+
+
+async def test_a_lock_does_not_wait_for_that_of_another_zone(site: Site, second: Zone) -> None:
+    """The kernel writes back what the first one has, and takes its time."""
+    site.kernel.hang = hang = threading.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(site.lock)
+        while not site.kernel.told:
+            await trio.lowlevel.checkpoint()
+        site.kernel.hang = None
+        await site.lockdown.lock([second], WHY)
+        assert second.state is ZoneState.LOCKED
+        assert site.harness.zone.state is ZoneState.SETTLING
+        hang.set()
+
+
+async def test_each_zone_is_unlocked_by_itself(site: Site, second: Zone) -> None:
+    """One that cannot be recovered keeps no other locked; what it met is told."""
+    first = site.harness.zone
+    await site.lockdown.lock([first, second], WHY)
+
+    async def settle(zone: Zone) -> None:
+        if zone is first:
+            raise OSError(errno.EIO, "the disk")
+
+    site.lockdown.before_serving = settle
+    with pytest.raises(KeyUnavailable, match="the disk"):
+        await site.lockdown.unlock([first, second])
+    assert (first.state, second.state) == (ZoneState.LOCKED, ZoneState.SERVING)
+
+
+async def test_a_mount_that_ends_waits_for_no_unlock(site: Site, second: Zone) -> None:
+    unlocks = list[str]()
+    await site.lockdown.lock([second], WHY)
+    begun = hanging_recovery(site, second)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(refused, site, second, unlocks)
+        await begun.wait()
+        await site.lockdown.finish()
+    assert second.state is ZoneState.LOCKED
+    await refused(site, second, unlocks)
+    assert unlocks[1] == "the mount is ending"
 
 
 async def test_unlock_fails_as_the_token_does_and_stays_locked(site: Site) -> None:

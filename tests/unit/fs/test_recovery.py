@@ -4,11 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
+import trio
 from model.harness import ROOT, Harness
 
-from cmkfs.errors import TokenUnavailable
+from cmkfs.errors import Locked, TokenUnavailable
 from cmkfs.format.layout import BLOCK
 from cmkfs.fs.recovery import Report
+from cmkfs.keys.zone import Zone, ZoneState
 
 
 def report(harness: Harness) -> Report:
@@ -203,3 +205,95 @@ async def test_what_is_told_was_synced_before(mounted: Harness) -> None:
     await mounted.mount()
     # The file, then everything with its clean slot, then the record of the new session.
     assert mounted.backing.fsyncs == 3
+
+
+# -- a zone whose CMK was away when the mount began ------------------------------------------------
+
+
+@pytest.fixture
+async def zone_away(mounted: Harness) -> Harness:
+    """Killed with five dirty files and two lost ones in a zone, and mounted again while its CMK is disabled."""
+    with mounted.token.open() as admin:
+        cmk = admin.create("hr", "aes-256")
+    mounted.mounted.start_soon = lambda task: None
+    directory = await mounted.program.mkdir(ROOT, b"hr")
+    await mounted.mounted.create_zone(mounted.mounted.inodes[directory], "hr")
+    mounted.policies.set_policy(cmk.cmk_id, None)
+    for number in range(5):
+        fh = await mounted.program.create(directory, b"%d" % number)
+        await mounted.program.write(fh, 0, b"x" * (BLOCK + 1000 * number))
+    for name in (b"lost", b"lost too"):
+        await mounted.program.create(directory, name)
+    mounted.kill()
+    (inside,) = directories(mounted.vault)
+    for path in sorted(files(inside), key=lambda path: path.stat().st_size)[:2]:
+        os.truncate(path, 0)  # an empty file only while it is recovered
+    mounted.token.elsewhere.set_enabled(cmk.cmk_id, False)
+    await mounted.mount()
+    mounted.mounted.start_soon = lambda task: None
+    return mounted
+
+
+def hr(harness: Harness) -> Zone:
+    (zone,) = (zone for zone in harness.keyring.zones.values() if zone is not harness.zone)
+    return zone
+
+
+async def check_files(harness: Harness) -> None:
+    for number in range(5):
+        ino = await harness.program.walk(b"hr", b"%d" % number)
+        assert await harness.program.content(ino) == b"x" * (BLOCK + 1000 * number)
+    for name in (b"lost", b"lost too"):
+        assert await harness.program.content(await harness.program.walk(b"hr", name)) == b""
+
+
+async def test_it_is_recovered_before_it_is_served(zone_away: Harness) -> None:
+    zone = hr(zone_away)
+    assert zone.state is ZoneState.LOCKED
+    assert report(zone_away).files_seen == 0
+    zone_away.token.elsewhere.set_enabled(zone.cmk_id, True)
+    await zone_away.mounted.unlock([zone])
+    assert report(zone_away).facts()["files_settled"] == 7
+    assert zone_away.mounted.settler.dirty == []
+    await check_files(zone_away)
+    await zone_away.unmount()
+    await zone_away.mount()
+    assert zone_away.mounted.recovered is None
+
+
+async def test_it_is_left_to_the_next_mount_if_it_stays_locked(zone_away: Harness) -> None:
+    zone_away.token.elsewhere.set_enabled(hr(zone_away).cmk_id, True)
+    await zone_away.unmount()
+    await zone_away.mount()
+    assert report(zone_away).facts()["files_settled"] == 7
+    await check_files(zone_away)
+
+
+async def test_a_lock_in_the_middle_of_it_leaves_it_to_the_next_unlock(zone_away: Harness) -> None:
+    zone, token = hr(zone_away), zone_away.token
+    token.elsewhere.set_enabled(zone.cmk_id, True)
+    refusals: list[str] = []
+
+    async def unlock() -> None:
+        try:
+            await zone_away.mounted.unlock([zone])
+        except Locked as error:
+            refusals.append(str(error))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(unlock)
+        while zone.state is not ZoneState.RECOVERING:
+            await trio.lowlevel.checkpoint()
+        token.hang()
+        while not token.entered.is_set():
+            await trio.lowlevel.checkpoint()
+        await zone_away.mounted.locks.lock([zone], Locked("an operator locked the zone"))
+        token.answer()
+    assert refusals == ["an operator locked the zone"]
+    assert zone.state is ZoneState.LOCKED
+    await zone_away.mounted.unlock([zone])
+    await check_files(zone_away)
+    assert [line for line in report(zone_away).unreadable if "Damaged" in line] == []
+    await zone_away.unmount()
+    await zone_away.mount()
+    assert zone_away.mounted.recovered is None

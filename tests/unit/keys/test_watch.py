@@ -1,5 +1,6 @@
 """The watch: what a CMK's state, its policy and an unreachable token do to its zones."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -97,6 +98,56 @@ async def test_an_unlock_that_fails_is_tried_again(watched: Watched) -> None:
     await watched.watch.look()
     assert watched.unlocks == 2
     assert watched.watch.refusal is None
+
+
+class LongUnlock(Watched):
+    """Unlocking goes on until a lock ends it, as recovery may for minutes; `meanwhile` happens at its beginning."""
+
+    def __init__(self, made: OneZone, meanwhile: Callable[[], None]) -> None:
+        keyring, cmk = made.keyring, made.cmk
+        watch = CmkWatch(
+            *(cmk.cmk_id, cmk.name, keyring.token, made.policies, self.lock, self.unlock),
+            revocation_bound=0.02,
+            outage_grace=0.1,
+        )
+        super().__init__(made, watch)
+        self.meanwhile = meanwhile
+        self.ended = trio.Event()
+
+    async def lock(self, why: KeyUnavailable) -> None:
+        await super().lock(why)
+        if self.unlocks:
+            self.ended.set()
+
+    async def unlock(self) -> None:
+        await super().unlock()
+        self.meanwhile()
+        await self.ended.wait()
+        raise Disabled("a lock came")
+
+
+async def test_a_refusal_is_noticed_while_zones_are_being_unlocked(serving: OneZone) -> None:
+    """Other zones under the CMK serve already."""
+    watched = LongUnlock(serving, lambda: set_enabled(watched, False))
+    set_enabled(watched, False)
+    await watched.watch.look()
+    set_enabled(watched, True)
+    with trio.fail_after(5):
+        await watched.watch.look()
+    assert [type(why) for why in watched.locks] == [Disabled, Disabled]
+    assert isinstance(watched.watch.refusal, Disabled)
+
+
+async def test_an_outage_ends_an_unlock_too(serving: OneZone) -> None:
+    watched = LongUnlock(serving, serving.token.remove)
+    set_enabled(watched, False)
+    await watched.watch.look()
+    set_enabled(watched, True)
+    began = trio.current_time()
+    with trio.fail_after(5):
+        await watched.watch.look()
+    assert trio.current_time() - began >= 0.1
+    assert [type(why) for why in watched.locks] == [Disabled, TokenUnavailable]
 
 
 async def test_an_outage_locks_only_after_the_grace(watched: Watched, mock_clock: trio.testing.MockClock) -> None:
