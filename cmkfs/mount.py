@@ -92,12 +92,11 @@ def serve(spec: MountSpec, ready: Ready) -> int:
     return 0 if clean else 1
 
 
-def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def _only(error: BaseException) -> BaseException:
     """The one error that a nursery wrapped; the group itself if there are several."""
-    if len(group.exceptions) > 1:
-        return group
-    (error,) = group.exceptions
-    return _only(error) if isinstance(error, BaseExceptionGroup) else error
+    if not isinstance(error, BaseExceptionGroup) or len(error.exceptions) > 1:
+        return error
+    return _only(error.exceptions[0])
 
 
 def _open_backing(spec: MountSpec) -> Backing:
@@ -126,24 +125,25 @@ async def _serve(
     audit = MountAudit(spec.home, spec.config.audit, str(spec.mountpoint), client)
     await audit.begin()
     try:
-        return await _serve_audited(spec, vault, backing, client, audit, ownership, ready)
-    except (CmkfsError, OSError) as error:
-        audit.recorder.changed("mount", outcome="failed", reason=f"{spec.vault}: {error}", caller=audit.process)
-        raise
+        try:
+            mounted = await _open_vault(spec, vault, backing, client, audit)
+        except (CmkfsError, OSError) as error:
+            _record_failure(spec, audit, error)
+            raise
+        return await _until_unmounted(spec, mounted, ownership, audit, [audit.run], ready)
     finally:
         with trio.CancelScope(shield=True):
             await audit.close()
 
 
-async def _serve_audited(
-    spec: MountSpec,
-    vault: VaultFile,
-    backing: Backing,
-    client: TokenClient,
-    audit: MountAudit,
-    ownership: Ownership,
-    ready: Ready,
-) -> bool:
+def _record_failure(spec: MountSpec, audit: MountAudit, error: BaseException) -> None:
+    audit.recorder.changed("mount", outcome="failed", reason=f"{spec.vault}: {error}", caller=audit.process)
+
+
+async def _open_vault(
+    spec: MountSpec, vault: VaultFile, backing: Backing, client: TokenClient, audit: MountAudit
+) -> Mounted:
+    """The vault with its root zone unlocked, recovered if need be, in a session of ours."""
     record = read_zone_record(backing.root_fd)
     cmk = await client.describe(record.recipient.version.cmk_id)
     if cmk.state is not CmkState.ENABLED:
@@ -152,11 +152,10 @@ async def _serve_audited(
     keyring = Keyring(vault, client, Policies(os.geteuid()))
     keyring.audit = audit.recorder
     keyring.add_zone(zone)
-    keyring.audit.changed("mount", reason=str(spec.vault), caller=audit.process, zone=zone)
     await keyring.unlock(zone)
     mounted = Mounted(spec.vault, spec.mountpoint, backing, keyring, zone, spec.options)
     await mounted.recover_and_open()
-    return await _until_unmounted(spec, mounted, ownership, audit, [audit.run], ready)
+    return mounted
 
 
 async def _until_unmounted(
@@ -171,6 +170,14 @@ async def _until_unmounted(
     server = ControlServer(spec.home, _record(spec, mounted), ControlAnswers(mounted, audit).handlers())
     mounted.on_zones_changed = lambda: server.update(_record(spec, mounted))
     device: FuseDevice | None = None
+    serving = False
+
+    def served(report: dict[str, object]) -> None:
+        nonlocal serving
+        serving = True
+        audit.recorder.changed("mount", reason=str(spec.vault), caller=audit.process, zone=mounted.root_zone)
+        ready(report)
+
     async with trio.open_nursery() as clients:
         try:
             device = open_device(spec.mountpoint, _mount_request(spec), _device_options(spec))
@@ -179,14 +186,20 @@ async def _until_unmounted(
             await mounted.begin_watching()
             server.open()
             await clients.start(server.run)
-            await _run(mounted, device, background, ready)
+            await _run(mounted, device, background, served)
+        except BaseException as error:  # from within a nursery, so a group perhaps
+            if not serving:
+                _record_failure(spec, audit, _only(error))
+            raise
         finally:
             with trio.CancelScope(shield=True):
                 if device is not None:
                     await _leave(mounted, device)
                 result = await mounted.close()
                 clean = not result["unsaved"] and not result["error"]
-                mounted.keyring.audit.changed("umount", outcome="done" if clean else "failed", zone=mounted.root_zone)
+                if serving:
+                    outcome = "done" if clean else "failed"
+                    audit.recorder.changed("umount", outcome=outcome, zone=mounted.root_zone)
                 await audit.close()
                 ownership.release(clean=clean)  # before anybody is told: they may mount again at once
                 await server.finish(result)

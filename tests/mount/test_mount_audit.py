@@ -15,6 +15,8 @@ import pytest
 from children import ALICE, in_child
 from real_mount import EVERYONE, OWN_CMK, SHARED_CMK, RealMount, Site
 
+from cmkfs.control import registry
+
 ROOM = 512 * 1024
 PAGE = 4096
 
@@ -228,6 +230,27 @@ def test_a_refusal_names_the_rule(served: RealMount) -> None:
         served.site.cmkfs("policy", "set", SHARED_CMK, str(served.site.top / "everyone.toml"))
 
 
+def test_a_mount_that_fails_is_no_mount(audited: Site) -> None:
+    """Neither is one that fails late: the control socket cannot be made."""
+    mounted = audited.mount(audited.new_vault(OWN_CMK))
+    where = str(mounted.path)
+    socket = registry.socket_path(audited.home, where)
+    try:
+        mounted.down()
+        socket.mkdir()
+        audited.cmkfs("mount", str(mounted.vault), where, codes=(1,))
+        found = [record for record in show(audited, "--mount", where) if record["event"] in ("mount", "umount")]
+        assert [(record["event"], record["outcome"]) for record in found] == [
+            ("mount", "done"),
+            ("umount", "done"),
+            ("mount", "failed"),
+        ]
+        assert str(socket) in found[-1]["reason"]
+    finally:
+        socket.rmdir()
+        mounted.clear()
+
+
 # -- Killed, full, moved ---------------------------------------------------------------------------
 
 
@@ -364,8 +387,9 @@ def test_what_is_done_to_the_log_of_an_ended_mount(audited: Site) -> None:
     whole = log.read_bytes()
     lines = whole.splitlines(keepends=True)
     name = log.stem
+    assert b'"uid":0' in whole
     changed = {
-        "edited": b"".join([*lines[:2], lines[2].replace(b'"uid":0', b'"uid":7'), *lines[3:]]),
+        "edited": whole.replace(b'"uid":0', b'"uid":7', 1),
         "removed": b"".join([*lines[:2], *lines[3:]]),
         "out of order|removed": b"".join([*lines[:2], lines[3], lines[2], *lines[4:]]),
         "cut off: the token remembers": first,  # back to a checkpoint, whole by itself
