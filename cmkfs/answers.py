@@ -13,7 +13,16 @@ import trio
 from cmkfs.auditing import MountAudit
 from cmkfs.control.protocol import PEER, Fields, Peer
 from cmkfs.control.server import Handler
-from cmkfs.errors import AlreadyExists, CmkfsError, Locked, NotFound, TokenUnavailable, UsageError
+from cmkfs.errors import (
+    AlreadyExists,
+    CmkfsError,
+    KeyUnavailable,
+    Locked,
+    NotFound,
+    PolicyDenied,
+    TokenUnavailable,
+    UsageError,
+)
 from cmkfs.format.header import Identity
 from cmkfs.fs.guard import Bugs, Requests
 from cmkfs.fs.inodes import Inode
@@ -91,8 +100,7 @@ class ControlAnswers:
             raise
 
     async def _unlock_zones(self, zones: list[Zone], by: Peer | None) -> Fields:
-        if self._audit is not None:
-            self._audit.recorder.require_room()
+        self._mounted.keyring.audit.require_room()
         was_unlocked = all(zone.state is ZoneState.SERVING for zone in zones)
         refused: CmkfsError | None = None
         for zone in zones:  # each by itself: one whose CMK is disabled does not keep the others locked
@@ -172,16 +180,28 @@ class ControlAnswers:
         return {"mountpoint": str(self._mounted.mountpoint), "zones": zones}
 
     async def _zone_create(self, arguments: Fields) -> Fields:
-        with _told_as_errors():
-            zone = await self._mounted.create_zone(
-                self._inode(arguments), str(arguments.get("cmk")), by=_asker(arguments)
-            )
+        cmk = str(arguments.get("cmk"))
+        with self._recorded("zone.create", arguments, f"under CMK {cmk}"):
+            zone = await self._mounted.create_zone(self._inode(arguments), cmk, by=_asker(arguments))
         return {"zone": zone.zone_id.hex(), "cmk": zone.cmk_name, "cmk_id": zone.cmk_id.hex()}
 
     async def _zone_remove(self, arguments: Fields) -> Fields:
-        with _told_as_errors():
+        with self._recorded("zone.remove", arguments, "the zone stays"):
             zone = await self._mounted.remove_zone(self._inode(arguments), by=_asker(arguments))
         return {"zone": zone.zone_id.hex(), "cmk": zone.cmk_name, "cmk_id": zone.cmk_id.hex()}
+
+    @contextmanager
+    def _recorded(self, event: str, arguments: Fields, what: str) -> Iterator[None]:
+        """A change that is made in the block, which records it itself, or refused: then that is recorded."""
+        audit = self._mounted.keyring.audit
+        try:
+            audit.require_room()
+            with _told_as_errors():
+                yield
+        except CmkfsError as error:
+            outcome = "refused" if isinstance(error, PolicyDenied | KeyUnavailable) else "failed"
+            audit.changed(event, outcome=outcome, reason=f"{what}: {error}", caller=_asker(arguments))
+            raise
 
     async def _audit_head(self, _arguments: Fields) -> Fields:
         """Where the mount's audit log ends, so that `audit verify` sees what was cut off behind the daemon's back."""

@@ -342,6 +342,8 @@ class Mounted:
         zone = await self.zones.remove(inode)
         await self.locks.lock([zone], Locked("the zone was removed", hint=""))  # files without a name may be open
         self.keyring.remove_zone(zone)
+        if not self.under(zone.cmk_id):
+            self.watches.pop(zone.cmk_id).end()
         self.on_zones_changed()
         self.keyring.audit.changed("zone.remove", caller=by, zone=zone)
         return zone

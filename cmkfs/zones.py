@@ -87,9 +87,16 @@ class Zones:
             before = len(self.missing)
             for record in await search_records(self._inodes, self._directories, self.missing.values()):
                 if await self._enter(record) and not self._inodes.backing.read_only:
-                    self._vaultdir.write_zone_record_copy(record)
+                    self._copy(record)
             if len(self.missing) == before:
                 return
+
+    def _copy(self, record: ZoneRecord) -> None:
+        """So that the next mount need not search. It must not need it: a disk may be full, a directory in its place."""
+        try:
+            self._vaultdir.write_zone_record_copy(record)
+        except OSError as error:
+            log.warning("the record of a zone has no copy: %s", error)
 
     async def _enter(self, record: ZoneRecord) -> bool:
         """Know a zone; False if its record is not to be believed. It stays locked if its CMK cannot be used."""

@@ -1,4 +1,4 @@
-"""What the rest of a mount tells the audit log, and the log that keeps nothing. Pure."""
+"""What the rest of a mount tells the audit log. Pure."""
 
 from typing import Protocol
 
@@ -34,8 +34,11 @@ class UnderCmk(Protocol):
         ...
 
 
-class Auditor(Protocol):
-    """The audit log of a mount. Called on the event loop; nothing here blocks for longer than a write(2)."""
+class Auditor:
+    """Is told, and keeps nothing: for what is done with keys outside of a mount. A mount's is `audit.recorder`.
+
+    Called on the event loop; nothing here blocks for longer than a write(2).
+    """
 
     def used(
         self,
@@ -52,7 +55,6 @@ class Auditor(Protocol):
 
         `began_ns` is when the request began, by time.monotonic_ns().
         """
-        ...
 
     def refused(
         self,
@@ -66,7 +68,6 @@ class Auditor(Protocol):
         rule: str | None = None,
     ) -> None:
         """A caller was refused, or met what does not authenticate; `path` is that in the vault. Never raises."""
-        ...
 
     def changed(
         self,
@@ -79,46 +80,6 @@ class Auditor(Protocol):
         rule: str | None = None,
     ) -> None:
         """A key, a policy, a lock or the mount changed. Never raises."""
-        ...
 
-
-class Unrecorded:
-    """An auditor that keeps nothing: for what is done with keys outside of a mount."""
-
-    def used(
-        self,
-        zone: UnderCmk,
-        caller: Caller,
-        event: str,
-        file_id: bytes,
-        version: int,
-        *,
-        rule: str | None = None,
-        began_ns: int = 0,
-    ) -> None:
-        """Nothing."""
-
-    def refused(
-        self,
-        event: str,
-        error: Exception,
-        *,
-        caller: Caller | None = None,
-        zone: UnderCmk | None = None,
-        file_id: bytes | None = None,
-        path: str | None = None,
-        rule: str | None = None,
-    ) -> None:
-        """Nothing."""
-
-    def changed(
-        self,
-        event: str,
-        *,
-        outcome: str = "done",
-        reason: str | None = None,
-        caller: Caller | None = None,
-        zone: UnderCmk | None = None,
-        rule: str | None = None,
-    ) -> None:
-        """Nothing."""
+    def require_room(self) -> None:
+        """Return if a change may be made. Raises AuditFailed if it could not be recorded and must be."""

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Final
 
 from cmkfs.audit.alarm import Alarm, Alert, Kind
-from cmkfs.audit.auditor import Caller, UnderCmk
+from cmkfs.audit.auditor import Auditor, Caller, UnderCmk
 from cmkfs.audit.logfile import Epoch, LogFile
 from cmkfs.audit.process import executable, login_uid
 from cmkfs.audit.record import Facts
@@ -45,7 +45,7 @@ class _Fold:
         self.exe = exe
 
 
-class Recorder:
+class Recorder(Auditor):
     """The `Auditor` of a mount. Everything is called on the event loop."""
 
     def __init__(self, file: LogFile, settings: AuditConfig, mount: str, tell: Callable[[Alert], None]) -> None:
@@ -144,6 +144,11 @@ class Recorder:
             name = zone.cmk_name if zone is not None else "?"
             self.alert(Kind.POLICY, f"the policy of CMK {name} changed")
 
+    def require_room(self) -> None:
+        """See `Auditor`."""
+        if self._must and not (self._catch_up() and self._try(self.file.require_room)):
+            raise AuditFailed(f"the use of keys cannot be recorded: {self._why()}")
+
     @property
     def waiting(self) -> int:
         """Refusals and changes that are not written yet."""
@@ -157,11 +162,6 @@ class Recorder:
         self._unbegun = (epoch, body)
         if not self._catch_up() and self._must:
             raise AuditFailed(f"the audit log cannot be written: {self._why()}")
-
-    def require_room(self) -> None:
-        """Return if keys may be given out again. Raises AuditFailed if that could not be recorded and must be."""
-        if self._must and not (self._catch_up() and self._try(self.file.require_room)):
-            raise AuditFailed(f"the use of keys cannot be recorded: {self._why()}")
 
     def checkpoint(self, epoch: Epoch) -> bool:
         """Write one; False if that is not possible now."""

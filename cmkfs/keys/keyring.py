@@ -8,7 +8,7 @@ import os
 import time
 from dataclasses import dataclass
 
-from cmkfs.audit.auditor import Auditor, Unrecorded
+from cmkfs.audit.auditor import Auditor
 from cmkfs.crypto.dek import FileKey
 from cmkfs.crypto.kdf import commitment
 from cmkfs.crypto.zonekeys import ZoneKeys
@@ -53,7 +53,7 @@ class Keyring:
         self._pools: dict[bytes, DekPool] = {}
         self._versions: dict[bytes, tuple[CmkVersion, float]] = {}
         self.unwraps = 0
-        self.audit: Auditor = Unrecorded()
+        self.audit = Auditor()
         """Who is told of each use of a key, each refusal and each change; a mount puts its log here."""
 
     # -- who may ---------------------------------------------------------------------------------
@@ -217,6 +217,11 @@ class Keyring:
         self.end_leases(zone, Locked("the zone was removed", hint=""))
         self.drop_keys(zone)
         del self.zones[zone.zone_id]
+        del self._caches[zone.zone_id]
+        self._pools.pop(zone.zone_id).end()
+        self._versions.pop(zone.zone_id, None)
+        if all(other.cmk_id != zone.cmk_id for other in self.zones.values()):
+            self.policies.forget(zone.cmk_id)
 
     async def unlock(self, zone: Zone, *, recover_first: bool = False) -> None:
         """Unwrap the zone's secret and serve. Raises Disabled, TokenUnavailable, Tampered; then it stays locked.

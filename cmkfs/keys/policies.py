@@ -62,6 +62,11 @@ class Policies:
         """The policy cannot be understood: nobody is allowed anything, not even the owner."""
         self.set_policy(cmk_id, Policy(()))
 
+    def forget(self, cmk_id: CmkId) -> None:
+        """Nothing is under the CMK any more; what is put under it later is decided by what is read then."""
+        self._in_force.pop(cmk_id, None)
+        self.changes += 1
+
     def knows(self, cmk_id: CmkId) -> bool:
         """True once a policy, or that there is none, was read."""
         return cmk_id in self._in_force

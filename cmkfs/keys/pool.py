@@ -36,6 +36,7 @@ class DekPool:
         self._ready: deque[NewFile] = deque()
         self._wanted = trio.Event()
         self._waiting: set[trio.CancelScope] = set()
+        self._ended = False
 
     def __len__(self) -> int:
         return len(self._ready)
@@ -45,6 +46,12 @@ class DekPool:
         self._ready.clear()
         for scope in self._waiting:
             scope.cancel()
+
+    def end(self) -> None:
+        """The zone is no more: `keep_filled` returns."""
+        self.clear()
+        self._ended = True
+        self._wanted.set()
 
     async def take(self) -> NewFile:
         """One identity; waits for the token only if the pool is empty. Raises KeyUnavailable."""
@@ -62,11 +69,11 @@ class DekPool:
 
     async def keep_filled(self) -> None:
         """Background task: refill when half empty. Nothing is wrapped before the first file is created."""
-        while True:
+        while not self._ended:
             await self._wanted.wait()
             self._wanted = trio.Event()
             try:
-                while len(self._ready) < self._size:
+                while not self._ended and len(self._ready) < self._size:
                     self._ready.extend(await self._prepare(min(self._batch, self._size - len(self._ready))))
             except CmkfsError as error:
                 log.info("DEKs are not wrapped ahead: %s", error)

@@ -1,19 +1,17 @@
 """The token as a mount sees it: the calls of `KeyProvider`, asynchronous, each with a deadline.
 
-Who makes them is the transport's: a process of its own for a mount (`keys.token_process`), a thread where the
-provider lives in this process (`keys.worker`), as in tests. Nothing else in a mount talks to a token.
+Who makes them is the transport's: a process of its own for a mount (`keys.token_process`). Nothing else in a mount
+talks to a token.
 """
 
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Final, Protocol
 
 from cmkfs.audit.chain import Head
 from cmkfs.errors import CmkNotFound, Damaged, TokenUnavailable
 from cmkfs.format.recipient import CmkId, CmkVersion
 from cmkfs.keys.provider import Cmk, KeyProvider, TokenInfo
-from cmkfs.keys.worker import TokenWorker
 
 BATCH_SECONDS: Final = 0.02
 """A batch of wraps ends after this, so that with a slow token nothing waits behind more than one of them."""
@@ -145,15 +143,3 @@ class TokenClient:
 
     async def _ask(self, name: str, *args: Any, **named: Any) -> Any:
         return await self._transport.ask(self._deadline, name, *args, **named)
-
-
-class ThreadTransport:
-    """For a provider in this process: the worker's thread makes every call."""
-
-    def __init__(self, worker: TokenWorker, provider: KeyProvider) -> None:
-        self._worker = worker
-        self._provider = provider
-
-    async def ask(self, deadline: float, name: str, *args: Any, **named: Any) -> Any:
-        """See Transport."""
-        return await self._worker.call(partial(perform, self._provider, name, *args, **named), deadline=deadline)

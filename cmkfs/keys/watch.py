@@ -60,6 +60,7 @@ class CmkWatch:
         self._unreachable_since: float | None = None
         self._policy_text: str | None = None
         self._looking = trio.Lock()
+        self._running = trio.CancelScope()
         self._revoke = revoke
         self._carried_out: object = None
         self.refusal: KeyUnavailable | None = None
@@ -78,11 +79,16 @@ class CmkWatch:
 
     async def run(self) -> None:
         """Look twice within each revocation bound; the policy, which costs twenty canaries, is read once in it."""
-        while True:
-            await trio.sleep(min(self._interval, self._grace_left()))
-            await self.look(policy_too=False)
-            await trio.sleep(min(self._interval, self._grace_left()))
-            await self.look()
+        with self._running:
+            while True:
+                await trio.sleep(min(self._interval, self._grace_left()))
+                await self.look(policy_too=False)
+                await trio.sleep(min(self._interval, self._grace_left()))
+                await self.look()
+
+    def end(self) -> None:
+        """No zone of the mount is under the CMK any more: `run` returns."""
+        self._running.cancel()
 
     def _grace_left(self) -> float:
         """Seconds until an outage locks; infinite if there is none, or if it has."""

@@ -8,11 +8,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import trio
+from contract.token_thread import ThreadTransport, TokenWorker
 
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.vaultdir import read_vault_file
-from cmkfs.keys.token_client import ThreadTransport, TokenClient
-from cmkfs.keys.worker import TokenWorker
+from cmkfs.keys.token_client import TokenClient
 from cmkfs.maintenance.check import Access, Check
 from cmkfs.maintenance.findings import Report
 from cmkfs.maintenance.lost import Action, free_owner

@@ -17,6 +17,7 @@ from typing import cast
 
 import pyfuse3
 from contract.fake_token import FakeToken
+from contract.token_thread import ThreadTransport, TokenWorker
 
 from cmkfs.answers import ControlAnswers
 from cmkfs.config import MountOptions
@@ -29,8 +30,7 @@ from cmkfs.fs.operations import Operations
 from cmkfs.fs.vaultdir import read_vault_file, read_zone_record
 from cmkfs.keys.keyring import Keyring
 from cmkfs.keys.policies import Policies
-from cmkfs.keys.token_client import ThreadTransport, TokenClient
-from cmkfs.keys.worker import TokenWorker
+from cmkfs.keys.token_client import TokenClient
 from cmkfs.keys.zone import Zone
 from cmkfs.maintenance.create import create_vault
 from cmkfs.mounted import Mounted

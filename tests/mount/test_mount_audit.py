@@ -16,6 +16,7 @@ from children import ALICE, in_child
 from real_mount import EVERYONE, OWN_CMK, SHARED_CMK, RealMount, Site
 
 from cmkfs.control import registry
+from cmkfs.errors import CmkfsError
 
 ROOM = 512 * 1024
 PAGE = 4096
@@ -251,6 +252,28 @@ def test_a_mount_that_fails_is_no_mount(audited: Site) -> None:
         mounted.clear()
 
 
+def test_zones_that_come_and_go_and_those_that_may_not(served: RealMount) -> None:
+    zone, site = str(served.path / "zone"), served.site
+    site.cmkfs("zone", "create", zone, "--cmk", SHARED_CMK)
+    (served.path / "zone" / "file").write_text("x")
+    site.cmkfs("zone", "remove", zone, codes=(1,))
+    (served.path / "zone" / "file").unlink()
+    site.cmkfs("cmk", "disable", OWN_CMK)
+    site.cmkfs("zone", "create", str(served.path / "other"), "--cmk", OWN_CMK, codes=(4,))
+    site.cmkfs("cmk", "enable", OWN_CMK)
+    site.cmkfs("zone", "remove", zone)
+    (served.path / "zone").rmdir()
+    found = show(site, "--event", "zone")
+    assert [(record["event"], record["outcome"], record["uid"]) for record in found] == [
+        ("zone.create", "done", 0),
+        ("zone.remove", "failed", 0),
+        ("zone.create", "refused", 0),
+        ("zone.remove", "done", 0),
+    ]
+    assert [record["cmk"] for record in found] == [SHARED_CMK, None, None, SHARED_CMK]
+    assert f"under CMK {OWN_CMK}" in found[2]["reason"]
+
+
 # -- Killed, full, moved ---------------------------------------------------------------------------
 
 
@@ -294,6 +317,8 @@ def test_a_full_audit_disk_stops_the_use_of_keys_and_nothing_else(served: RealMo
             with pytest.raises(OSError, match="Required key"):
                 path.read_text()
             assert "cannot be recorded" in site.cmkfs("unlock", str(served.path), codes=(4,))
+            with pytest.raises(CmkfsError, match="cannot be recorded"):
+                served.ask("zone_create", ino=1, cmk=SHARED_CMK)
             assert "the audit log cannot be written" in site.cmkfs("status", str(served.path), codes=(4,))
         finally:
             filler.unlink()

@@ -15,6 +15,7 @@ from typing import Any, cast
 import pytest
 import trio
 from contract.fake_token import FakeProvider, FakeToken, _FakeCmk
+from contract.token_thread import ThreadTransport, TokenWorker
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
 from model.forger import LISTING, Error, Seen, look
 from model.harness import ROOT, Harness, Program
@@ -39,8 +40,7 @@ from cmkfs.fs.symlinks import Symlinks
 from cmkfs.fs.vaultdir import VaultDir
 from cmkfs.keys.keyring import Keyring, zone_secret
 from cmkfs.keys.policies import Policies
-from cmkfs.keys.token_client import ThreadTransport, TokenClient
-from cmkfs.keys.worker import TokenWorker
+from cmkfs.keys.token_client import TokenClient
 from cmkfs.keys.zone import Zone
 
 Values = dict[str, Any]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import trio
 from contract.fake_token import FakeProvider, FakeToken
+from contract.token_thread import ThreadTransport, TokenWorker
 
 from cmkfs.crypto.kdf import commitment
 from cmkfs.crypto.zonekeys import ZoneKeys
@@ -17,8 +18,7 @@ from cmkfs.keys.keyring import Keyring
 from cmkfs.keys.policies import Policies, Request
 from cmkfs.keys.pool import DekPool
 from cmkfs.keys.provider import Cmk, KeyProvider
-from cmkfs.keys.token_client import ThreadTransport, TokenClient
-from cmkfs.keys.worker import TokenWorker
+from cmkfs.keys.token_client import TokenClient
 from cmkfs.keys.zone import Zone
 
 OWNER = Request(uid=1000, gid=1000, pid=0)

@@ -8,6 +8,7 @@ import pytest
 import trio
 import trio.testing
 from contract.softhsm_token import SoftHsmToken
+from contract.token_thread import ThreadTransport, TokenWorker
 from one_zone import DEADLINE, OWNER, STRANGER, OneZone, new_zone, until
 
 from cmkfs.crypto.dek import FileKey
@@ -28,8 +29,7 @@ from cmkfs.format.vault import VaultFile, ZoneRecord
 from cmkfs.keys import keyring as keyring_module
 from cmkfs.keys.keyring import Keyring
 from cmkfs.keys.policies import Policies
-from cmkfs.keys.token_client import ThreadTransport, TokenClient
-from cmkfs.keys.worker import TokenWorker
+from cmkfs.keys.token_client import TokenClient
 from cmkfs.keys.zone import Zone, ZoneState
 from cmkfs.policy import NO_POLICY, Action
 

@@ -1,7 +1,8 @@
-"""One thread for all calls to a token, with a deadline for each caller.
+"""A transport to a provider in the tests' own process: one thread for all calls, with a deadline for each caller.
 
-python-pkcs11 initialises modules as single-threaded and SoftHSM crashes when two threads use it, so
-every call of a process goes through one `TokenWorker`, in the order in which they were made.
+A mount has a process for that (`cmkfs.keys.token_process`). python-pkcs11 initialises modules as single-threaded
+and SoftHSM crashes when two threads use it, so every call of a process goes through one `TokenWorker`, in the order
+in which they were made.
 
 A call that passes its deadline raises TokenUnavailable. If it had not begun it never will; if it had,
 nobody can interrupt it: it runs on, the calls behind it wait no longer than their own deadlines, and
@@ -16,11 +17,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import Final, Generic, TypeVar, TypeVarTuple
+from functools import partial
+from typing import Any, Final, Generic, TypeVar, TypeVarTuple
 
 import trio
 
 from cmkfs.errors import TokenUnavailable
+from cmkfs.keys.provider import KeyProvider
+from cmkfs.keys.token_client import perform
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
@@ -219,3 +223,15 @@ class TokenWorker:
             job.state = _State.RUNNING
             self._busy_since = time.monotonic()
             return job
+
+
+class ThreadTransport:
+    """For a provider in this process: the worker's thread makes every call."""
+
+    def __init__(self, worker: TokenWorker, provider: KeyProvider) -> None:
+        self._worker = worker
+        self._provider = provider
+
+    async def ask(self, deadline: float, name: str, *args: Any, **named: Any) -> Any:
+        """See Transport."""
+        return await self._worker.call(partial(perform, self._provider, name, *args, **named), deadline=deadline)

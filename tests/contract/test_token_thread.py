@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from cmkfs.errors import Disabled, TokenUnavailable
-from cmkfs.keys.worker import TokenWorker
+from contract.token_thread import TokenWorker
 
 SOON = 0.05
 LONG = 30.0
