@@ -5,6 +5,9 @@ import os
 import pwd
 from zoneinfo import ZoneInfo
 
+NO_GROUP = 2**32 - 1
+"""(gid_t) -1, which is no group (chown(2))."""
+
 
 class SystemAccounts:
     """`policyfile.Accounts` by getpwnam(3) and getgrnam(3)."""

@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 import trio
 
+from cmkfs.audit.process import person_name
 from cmkfs.auditing import MountAudit
 from cmkfs.control.protocol import PEER, Fields, Peer
 from cmkfs.control.server import Handler
@@ -24,11 +25,14 @@ from cmkfs.errors import (
     UsageError,
 )
 from cmkfs.format.header import Identity
+from cmkfs.format.recipient import CmkId
 from cmkfs.fs.guard import Bugs, Requests
 from cmkfs.fs.inodes import Inode
 from cmkfs.fs.reporting import backing_parts
+from cmkfs.keys.policies import Request
 from cmkfs.keys.zone import Zone, ZoneState
 from cmkfs.mounted import Mounted
+from cmkfs.policy import Action, Decision
 
 _KINDS = {
     stat.S_IFREG: "file",
@@ -75,29 +79,64 @@ class ControlAnswers:
         return zones
 
     async def _lock(self, arguments: Fields) -> Fields:
-        zones = self._named(arguments)
+        asker = _asker(arguments)
+        zones, refusal = self._allowed(self._named(arguments), asker, Action.LOCK)
         already = all(zone.locked_by_operator for zone in zones)
         for zone in zones:
             zone.locked_by_operator = True
-        why = Locked("an operator locked the zone", hint=f"cmkfs unlock {self._mounted.mountpoint}")
-        report = await self._mounted.locks.lock(zones, why, drop_dirty=bool(arguments.get("now")), by=_asker(arguments))
+        why = Locked(f"{_name(asker)} locked the zone", hint=f"cmkfs unlock {self._mounted.mountpoint}")
+        report = await self._mounted.locks.lock(zones, why, drop_dirty=bool(arguments.get("now")), by=asker)
+        if refusal is not None:
+            raise refusal
         return {
+            "by": _name(asker),
             "was_locked": already,
             "stored_bytes": report.stored_bytes,
             "dropped_bytes": report.dropped_bytes,
             "open": [{"uid": by.uid, "pid": by.pid, "path": by.path} for by in report.open],
         }
 
+    def _allowed(self, zones: list[Zone], by: Peer | None, action: Action) -> tuple[list[Zone], PolicyDenied | None]:
+        """Those of the zones whose policies let the caller lock or unlock them, and the refusal of another one.
+
+        Raises that if none does.
+        """
+        if by is None:
+            return zones, None
+        allowed, refusal = [], None
+        for zone in zones:
+            decision = self._mounted.keyring.policies.decide_admin(zone.cmk_id, by, action)
+            if decision.allowed:
+                allowed.append(zone)
+                continue
+            error = PolicyDenied(
+                f"{_name(by)} may not {action} what is under CMK {zone.cmk_name}",
+                hint=f"cmkfs policy show {zone.cmk_name}",
+                rule=decision.rule,
+                action=action,
+            )
+            refusal = refusal or error
+            self._mounted.keyring.audit.changed(
+                action, outcome="refused", reason=str(error), caller=by, zone=zone, rule=decision.rule
+            )
+        if refusal is not None and not allowed:
+            raise refusal
+        return allowed, refusal
+
     async def _unlock(self, arguments: Fields) -> Fields:
-        zones = self._named(arguments)
+        asker = _asker(arguments)
+        zones, refusal = self._allowed(self._named(arguments), asker, Action.UNLOCK)
         try:
-            return await self._unlock_zones(zones, _asker(arguments))
+            answer = await self._unlock_zones(zones, asker)
         except CmkfsError as error:
             for zone in zones:
                 self._mounted.keyring.audit.changed(
-                    "unlock", outcome="refused", reason=str(error), caller=_asker(arguments), zone=zone
+                    "unlock", outcome="refused", reason=str(error), caller=asker, zone=zone
                 )
             raise
+        if refusal is not None:
+            raise refusal
+        return {"by": _name(asker), **answer}
 
     async def _unlock_zones(self, zones: list[Zone], by: Peer | None) -> Fields:
         self._mounted.keyring.audit.require_room()
@@ -180,15 +219,35 @@ class ControlAnswers:
         return {"mountpoint": str(self._mounted.mountpoint), "zones": zones}
 
     async def _zone_create(self, arguments: Fields) -> Fields:
-        cmk = str(arguments.get("cmk"))
+        cmk, asker = str(arguments.get("cmk")), _asker(arguments)
         with self._recorded("zone.create", arguments, f"under CMK {cmk}"):
-            zone = await self._mounted.create_zone(self._inode(arguments), cmk, by=_asker(arguments))
+            inode = self._inode(arguments)
+            found = await self._mounted.zones.cmk_for_new_zone(cmk)
+            await self._mounted.read_policy(found)
+            for cmk_id in (self._mounted.operations.zone_of(inode).cmk_id, found.cmk_id):
+                self._require_right(cmk_id, asker, Action.CREATE)
+            zone = await self._mounted.create_zone(inode, cmk, by=asker)
         return {"zone": zone.zone_id.hex(), "cmk": zone.cmk_name, "cmk_id": zone.cmk_id.hex()}
 
     async def _zone_remove(self, arguments: Fields) -> Fields:
+        asker = _asker(arguments)
         with self._recorded("zone.remove", arguments, "the zone stays"):
-            zone = await self._mounted.remove_zone(self._inode(arguments), by=_asker(arguments))
+            inode = self._inode(arguments)
+            for directory in (inode, *(parent for parent, _ in inode.places)):
+                self._require_right(self._mounted.operations.zone_of(directory).cmk_id, asker, Action.DELETE)
+            zone = await self._mounted.remove_zone(inode, by=asker)
         return {"zone": zone.zone_id.hex(), "cmk": zone.cmk_name, "cmk_id": zone.cmk_id.hex()}
+
+    def _require_right(self, cmk_id: CmkId, by: Peer | None, action: Action) -> None:
+        """Return if the policy lets the user do with data under the CMK what a zone command does."""
+        policies = self._mounted.keyring.policies
+        decision = (
+            Decision(True, "") if by is None else policies.decide(cmk_id, Request(by.uid, by.gid, by.pid), action)
+        )
+        if not self._mounted.under(cmk_id):
+            policies.forget(cmk_id)  # it was read for this question; a zone that is made reads it again
+        if not decision.allowed:
+            raise PolicyDenied(f"{_name(by)} may not {action} under the CMK", rule=decision.rule, action=action)
 
     @contextmanager
     def _recorded(self, event: str, arguments: Fields, what: str) -> Iterator[None]:
@@ -200,7 +259,8 @@ class ControlAnswers:
                 yield
         except CmkfsError as error:
             outcome = "refused" if isinstance(error, PolicyDenied | KeyUnavailable) else "failed"
-            audit.changed(event, outcome=outcome, reason=f"{what}: {error}", caller=_asker(arguments))
+            rule = error.rule if isinstance(error, PolicyDenied) else None
+            audit.changed(event, outcome=outcome, reason=f"{what}: {error}", caller=_asker(arguments), rule=rule)
             raise
 
     async def _audit_head(self, _arguments: Fields) -> Fields:
@@ -292,6 +352,10 @@ def _asker(arguments: Fields) -> Peer | None:
     """Who sent the request."""
     peer = arguments.get(PEER)
     return peer if isinstance(peer, Peer) else None
+
+
+def _name(asker: Peer | None) -> str:
+    return "an operator" if asker is None else person_name(asker)
 
 
 @contextmanager

@@ -8,7 +8,10 @@
     serial = "4a5b6c7d8e9f0011"
     softhsm2_conf = "/etc/softhsm/softhsm2.conf"
     deadline = 5.0                              # seconds for one call to the token
-    pin_source = { file = "/etc/cmkfs/pin" }    # or env = "NAME", command = ["pass", "hsm"], prompt = true
+    pin_source = { prompt = true }              # or file = "…", env = "NAME", command = ["pass", "hsm"]
+
+    [token.mount]                               # of a role that may use keys and not change them
+    pin_source = { file = "/etc/cmkfs/pin" }
 
     [mount]
     noxattr = true                              # every field of MountOptions
@@ -62,8 +65,20 @@ class PinSource:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenOfMounts:
+    """How mounts log in, where the token has a role or a PIN for who may use keys and not change them."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = _CHECKED
+
+    pin_source: PinSource
+
+
+@dataclass(frozen=True, slots=True)
 class TokenConfig:
-    """Which token. `module` None is the embedded one; `deadline` is in seconds, for one call."""
+    """Which token. `module` None is the embedded one; `deadline` is in seconds, for one call.
+
+    `mount` is for mounts; without it they log in as the commands do.
+    """
 
     __pydantic_config__: ClassVar[dict[str, object]] = _CHECKED
 
@@ -73,13 +88,21 @@ class TokenConfig:
     pin_source: PinSource | None = None
     softhsm2_conf: Path | None = None
     deadline: float = 5.0
+    mount: TokenOfMounts | None = None
 
     def __post_init__(self) -> None:
+        if self.module is None and self.mount is not None:
+            raise ValueError("mount goes with module; the embedded token has one PIN")
         if self.module is None and (self.pin_source is not None or self.softhsm2_conf is not None):
             raise ValueError("pin_source and softhsm2_conf go with module; the embedded token has its own")
         if self.module is not None and self.pin_source is None:
             raise ValueError("pin_source is missing: a token behind a module needs a PIN")
         _within("deadline", self.deadline, 0.01, 3600)
+
+    @property
+    def of_mounts(self) -> "TokenConfig":
+        """The same token, as a mount logs in to it."""
+        return self if self.mount is None else replace(self, pin_source=self.mount.pin_source, mount=None)
 
 
 @dataclass(frozen=True, slots=True)

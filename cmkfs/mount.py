@@ -207,7 +207,7 @@ async def _until_unmounted(
 
 
 async def _open_token(spec: MountSpec, token: TokenProcess, deadline: float) -> None:
-    access = TokenAccess.of(spec.config, spec.home)
+    access = TokenAccess.of(spec.config.token.of_mounts, spec.home)
     pin = spec.pin if spec.pin is not None else access.read_pin()
     await token.open(access, pin, deadline)
 

@@ -9,6 +9,7 @@ from cmkfs.audit.auditor import Caller
 from cmkfs.config import MountOptions
 from cmkfs.control.protocol import Fields
 from cmkfs.errors import Damaged, GuardianGone, KeyUnavailable, Locked
+from cmkfs.format.recipient import CmkId
 from cmkfs.format.vault import NO_DIRECTORY, Session, SessionState, ZoneRoot
 from cmkfs.fs.attributes import Attributes
 from cmkfs.fs.backing import Backing
@@ -32,6 +33,7 @@ from cmkfs.fs.vaultdir import VaultDir
 from cmkfs.fs.xattrs import Xattrs
 from cmkfs.keys.keyring import Keyring
 from cmkfs.keys.pool import random_id
+from cmkfs.keys.provider import Cmk
 from cmkfs.keys.watch import CmkWatch
 from cmkfs.keys.zone import Zone, ZoneState
 from cmkfs.zones import Zones, as_refusal
@@ -167,7 +169,7 @@ class Mounted:
         )
         self._lockdown.before_serving = self._before_serving
         for zone in self.keyring.zones.values():
-            self.watches.setdefault(zone.cmk_id, self._watch(zone))
+            self.watches.setdefault(zone.cmk_id, self._watch(zone.cmk_id, zone.cmk_name))
 
     async def begin_guarding(self) -> None:
         """From now on a daemon that is killed leaves nothing readable behind. Before anything is served."""
@@ -250,19 +252,23 @@ class Mounted:
 
     # -- lock and unlock -------------------------------------------------------------------------
 
-    def _watch(self, zone: Zone) -> CmkWatch:
+    def _watch(self, cmk_id: CmkId, cmk_name: str) -> CmkWatch:
         async def lock(why: KeyUnavailable) -> None:
-            await self.locks.lock(self.under(zone.cmk_id), why)
+            await self.locks.lock(self.under(cmk_id), why)
 
         async def unlock() -> None:
-            await self.unlock(z for z in self.under(zone.cmk_id) if not z.locked_by_operator)
+            await self.unlock(z for z in self.under(cmk_id) if not z.locked_by_operator)
 
         async def revoke() -> bool:
-            return self._revocation is None or await self._revocation.apply(self.under(zone.cmk_id))
+            return self._revocation is None or await self._revocation.apply(self.under(cmk_id))
+
+        def tell(found: str) -> None:
+            for zone in self.under(cmk_id)[:1]:
+                self.keyring.audit.changed("policy.taken", reason=found or "none", zone=zone)
 
         watch = CmkWatch(
-            zone.cmk_id,
-            zone.cmk_name,
+            cmk_id,
+            cmk_name,
             self.keyring.token,
             self.keyring.policies,
             lock,
@@ -271,7 +277,7 @@ class Mounted:
             outage_grace=self._options.outage_grace,
             revoke=revoke,
         )
-        watch.on_policy = lambda found: self.keyring.audit.changed("policy.taken", reason=found or "none", zone=zone)
+        watch.on_policy = tell
         return watch
 
     async def lock_all(self, why: str) -> LockReport:
@@ -318,7 +324,7 @@ class Mounted:
         """A zone that came while the mount is served gets what the others have."""
         new = zone.cmk_id not in self.watches
         if new:
-            self.watches[zone.cmk_id] = self._watch(zone)
+            self.watches[zone.cmk_id] = self._watch(zone.cmk_id, zone.cmk_name)
         watch = self.watches[zone.cmk_id]
         if zone.state is ZoneState.LOCKED and watch.refusal is None:
             watch.refusal = as_refusal(zone.refusal(), zone.cmk_name)  # so that the watch unlocks it
@@ -347,6 +353,11 @@ class Mounted:
         self.on_zones_changed()
         self.keyring.audit.changed("zone.remove", caller=by, zone=zone)
         return zone
+
+    async def read_policy(self, cmk: Cmk) -> None:
+        """Know the policy of a CMK that no zone may be under yet. Raises Disabled, TokenUnavailable, …"""
+        if not self.keyring.policies.knows(cmk.cmk_id):
+            await self._watch(cmk.cmk_id, cmk.name).begin()
 
     @property
     def cmks(self) -> dict[str, str]:

@@ -232,18 +232,31 @@ def decide(policy: Policy | None, who: Principal, action: Action, owner_uid: int
     return policy.at(now).decide(who, action)
 
 
-def decide_admin(policy: Policy | None, who: Principal, action: Action, owner_uid: int, now: float) -> Decision:
+def decide_admin(
+    policy: Policy | None,
+    who: Principal,
+    action: Action,
+    owner_uid: int,
+    now: float,
+    person: Principal | None = None,
+) -> Decision:
     """May `who` change the CMK or lock its mounts? `owner_uid` owns the token or the mount.
 
-    An action that no rule ever allows to anybody is root's and the owner's, unless a rule denies it to them:
+    `person` is who logged in and became `who`, by sudo: a rule that denies either denies, one that allows either
+    allows. An action that no rule ever allows to anybody is root's and the owner's, unless a rule denies it to them:
     so a policy about data alone locks nobody out.
     """
-    if policy is None or policy.grants(action):
-        return decide(policy, who, action, owner_uid, now)
-    decision = decide(policy, who, action, owner_uid, now)
-    if decision.rule == NO_RULE:
-        return Decision(who.uid in (0, owner_uid), NO_RULE)
-    return decision
+    if policy is None:
+        return decide(None, who, action, owner_uid)
+    rules = policy.at(now)
+    decisions = [rules.decide(principal, action) for principal in (who, person) if principal is not None]
+    for decision in decisions:
+        if not decision.allowed and decision.rule != NO_RULE:
+            return decision
+    for decision in decisions:
+        if decision.allowed:
+            return decision
+    return Decision(not policy.grants(action) and who.uid in (0, owner_uid), NO_RULE)
 
 
 def fingerprint(text: str | None) -> str:

@@ -3,6 +3,9 @@
 import os
 from dataclasses import dataclass
 
+from cmkfs.accounts import user_name
+from cmkfs.audit.auditor import Caller
+
 _NOBODY = 0xFFFFFFFF
 
 
@@ -31,6 +34,13 @@ def executable(pid: int) -> str | None:
         return os.readlink(f"/proc/{pid}/exe")
     except OSError:
         return None
+
+
+def person_name(asker: Caller) -> str:
+    """What to call who asks: the person who logged in, or else the user."""
+    login = login_uid(asker.pid)
+    uid = asker.uid if login is None else login
+    return user_name(uid) or f"uid {uid}"
 
 
 def login_uid(pid: int) -> int | None:

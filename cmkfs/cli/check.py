@@ -108,7 +108,7 @@ async def _run(
     client = None if why_not else TokenClient(process, settings.token.deadline)
     try:
         if client is not None:
-            access = TokenAccess.of(settings, home)
+            access = TokenAccess.of(settings.token, home)
             await process.open(access, access.read_pin(), settings.token.deadline)
         if repair and client is not None:
             actions += await restore(backing, client)

@@ -107,8 +107,10 @@ def enable(name: str, as_json: bool) -> int:
 
 
 def _set_enabled(name: str, enabled: bool, as_json: bool) -> int:
+    from cmkfs.cli.permission import require
     from cmkfs.cli.recorded import recorded
     from cmkfs.cli.token_session import token
+    from cmkfs.policy import Action
 
     home = Home.from_environment()
     event = "cmk.enable" if enabled else "cmk.disable"
@@ -117,6 +119,7 @@ def _set_enabled(name: str, enabled: bool, as_json: bool) -> int:
         recorded(home, provider, event, takes_away=not enabled, reason=name) as change,
     ):
         cmk = change.cmk = provider.find(name)
+        require(provider, cmk, Action.ENABLE if enabled else Action.DISABLE)
         changed = provider.set_enabled(cmk.cmk_id, enabled)
         change.reason = None if changed else "it was so already"
     outcome = confirm(home, cmk, _still_disabled if enabled else _still_serving)

@@ -112,12 +112,13 @@ def _serve(order: _Order, vault: Path, mountpoint: Path, pin: str | None, ready:
 
 def _pin_of_caller(order: _Order) -> str | None:
     """The PIN, if it comes from where only this process can read it: terminal, environment, command."""
-    source = order.settings.token.pin_source
+    token = order.settings.token.of_mounts
+    source = token.pin_source
     if source is None or not source.needs_the_caller:
         return None
     from cmkfs.keys.access import TokenAccess
 
-    return TokenAccess.of(order.settings, order.home).read_pin()
+    return TokenAccess.of(token, order.home).read_pin()
 
 
 def _pin_from(descriptor: int | None) -> str | None:

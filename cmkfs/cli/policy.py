@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from cmkfs.accounts import SystemAccounts, groups_of, uid_of
+from cmkfs.accounts import NO_GROUP, SystemAccounts, groups_of, uid_of
 from cmkfs.cli.cmk import complain_of_unconfirmed
 from cmkfs.cli.mounts import confirm
 from cmkfs.cli.options import PATH, Group, cmk_argument, json_option
@@ -16,11 +16,8 @@ from cmkfs.cli.times import point_in_time
 from cmkfs.control.protocol import Fields
 from cmkfs.errors import EXIT_DENIED, ConfigError, Tampered, UsageError
 from cmkfs.home import Home
-from cmkfs.policy import Action, Policy, Principal, decide, fingerprint
+from cmkfs.policy import ADMIN_ACTIONS, Action, Policy, Principal, decide, decide_admin, fingerprint
 from cmkfs.policyfile import parse
-
-_NO_GROUP = 2**32 - 1
-"""(gid_t) -1, which is no group (chown(2))."""
 
 NO_POLICY = "without a policy only root and whoever mounted can use what is under a CMK"
 
@@ -36,8 +33,8 @@ def group() -> None:
 @json_option
 def set_(name: str, file: Path, as_json: bool) -> int:
     """Keep FILE (TOML) as the policy of CMK NAME; returns once every mount has confirmed it."""
-    text, _ = _read(file)
-    return _change(name, text, as_json)
+    text, policy = _read(file)
+    return _change(name, text, policy, as_json)
 
 
 @group.command(epilog="Example: cmkfs policy unset finance")
@@ -45,7 +42,7 @@ def set_(name: str, file: Path, as_json: bool) -> int:
 @json_option
 def unset(name: str, as_json: bool) -> int:
     """Remove the policy of CMK NAME: only root and whoever mounted can use the data then."""
-    return _change(name, None, as_json)
+    return _change(name, None, None, as_json)
 
 
 @group.command(epilog="Example: cmkfs policy show finance > finance.toml")
@@ -103,8 +100,10 @@ def explain(name: str, user: str, action: str, zone: Path | None, at: str | None
     with token(Home.from_environment(), read_write=False) as provider:
         text = provider.policy(provider.find(name).cmk_id)
     policy = None if text is None else parse(text, name=f"policy of {name}", accounts=SystemAccounts())
-    gid, groups = groups_of(uid) or (_NO_GROUP, None)
-    decision = decide(policy, Principal(uid, gid, groups), Action(action), os.geteuid(), moment)
+    gid, groups = groups_of(uid) or (NO_GROUP, None)
+    who, asked = Principal(uid, gid, groups), Action(action)
+    decider = decide_admin if asked in ADMIN_ACTIONS else decide
+    decision = decider(policy, who, asked, os.geteuid(), moment)
     said = f"{user} {'may' if decision.allowed else 'may not'} {action} under CMK {name}: {decision.rule}"
     document = {"name": name, "uid": uid, "action": action, "allowed": decision.allowed, "rule": decision.rule}
     facts(document, [said], as_json=as_json)
@@ -129,7 +128,8 @@ def _read(file: Path) -> tuple[str, Policy]:
     return text, parse(text, name=str(file), accounts=SystemAccounts())
 
 
-def _change(name: str, text: str | None, as_json: bool) -> int:
+def _change(name: str, text: str | None, policy: Policy | None, as_json: bool) -> int:
+    from cmkfs.cli.permission import require, require_way_back
     from cmkfs.cli.recorded import recorded
     from cmkfs.cli.token_session import token
 
@@ -137,6 +137,9 @@ def _change(name: str, text: str | None, as_json: bool) -> int:
     event = "policy.unset" if text is None else "policy.set"
     with token(home, read_write=True) as provider, recorded(home, provider, event, reason=name) as change:
         cmk = change.cmk = provider.find(name)
+        require(provider, cmk, Action.POLICY)
+        if policy is not None:
+            require_way_back(policy)
         change.reason = fingerprint(text) or None
         try:
             changed = provider.policy(cmk.cmk_id) != text

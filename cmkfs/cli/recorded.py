@@ -28,6 +28,7 @@ class Change:
     event: str
     cmk: Cmk | None = None
     reason: str | None = None
+    rule: str | None = None
     recorded: bool = True
 
     @property
@@ -55,6 +56,7 @@ def recorded(
     except CmkfsError as error:
         outcome = "refused" if isinstance(error, PolicyDenied | KeyDenied) else "failed"
         change.reason = f"{change.reason}: {error}" if change.reason else str(error)
+        change.rule = error.rule or None if isinstance(error, PolicyDenied) else None
         _record(log, change, outcome)
         raise
     _record(log, change, "done")
@@ -89,6 +91,7 @@ class CommandLog:
             change.event,
             outcome,
             change.reason,
+            change.rule,
             uid=process.uid,
             gid=process.gid,
             pid=process.pid,

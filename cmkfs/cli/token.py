@@ -54,7 +54,7 @@ def list_(as_json: bool) -> None:
     if settings.token.module is None and not embedded.exists(home):
         facts({"tokens": []}, ["no token; try: cmkfs token init"], as_json=as_json)
         return
-    tokens = TokenAccess.of(settings, home).tokens()
+    tokens = TokenAccess.of(settings.token, home).tokens()
     rows = [("LABEL", "SERIAL", "MANUFACTURER", "MODEL", "MODULE")]
     rows += [(token.label, token.serial, token.manufacturer, token.model, token.provider) for token in tokens]
     facts({"tokens": [asdict(token) for token in tokens]}, table(rows), as_json=as_json)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cmkfs import config
-from cmkfs.config import Config
+from cmkfs.config import TokenConfig
 from cmkfs.home import Home
 from cmkfs.keys.access import TokenAccess
 from cmkfs.keys.pkcs11 import Pkcs11Provider
@@ -13,14 +13,14 @@ from cmkfs.keys.pkcs11 import Pkcs11Provider
 @contextmanager
 def token(home: Home, *, read_write: bool) -> Iterator[Pkcs11Provider]:
     """Reads the PIN, logs in, and logs out afterwards. Raises NotFound, TokenUnavailable, PinRefused, …"""
-    with _logged_in(TokenAccess.of(config.load(home.config_file), home), read_write) as provider:
+    with _logged_in(TokenAccess.of(config.load(home.config_file).token, home), read_write) as provider:
         yield provider
 
 
 @contextmanager
 def embedded_token(home: Home) -> Iterator[Pkcs11Provider]:
     """The same with the embedded token, whatever is configured."""
-    with _logged_in(TokenAccess.of(Config(), home), read_write=True) as provider:
+    with _logged_in(TokenAccess.of(TokenConfig(), home), read_write=True) as provider:
         yield provider
 
 

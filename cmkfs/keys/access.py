@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmkfs import config
-from cmkfs.config import Config
+from cmkfs.config import TokenConfig
 from cmkfs.errors import NotFound, TokenUnavailable
 from cmkfs.home import Home
 from cmkfs.keys import embedded
@@ -29,9 +29,8 @@ class TokenAccess:
     softhsm2_conf: Path | None
 
     @classmethod
-    def of(cls, settings: Config, home: Home) -> "TokenAccess":
+    def of(cls, token: TokenConfig, home: Home) -> "TokenAccess":
         """As the configuration says. Raises NotFound (no embedded token), TokenUnavailable (no SoftHSM2)."""
-        token = settings.token
         if token.module is not None and token.pin_source is not None:
             return cls(token.module, token.label, token.serial, _source(token.pin_source), token.softhsm2_conf)
         if not embedded.exists(home):

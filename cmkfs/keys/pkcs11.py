@@ -8,6 +8,7 @@ Construct a provider in the thread that will use it and after the last fork (`ke
 """
 
 import secrets
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -69,6 +70,8 @@ class Pkcs11Provider:
         self._session = TokenSession(address, pin, read_write=read_write)
         self._keys = KeyHandles(self._session)
         self._audit = TokenAudit(self._session)
+        self._policy_epochs: dict[CmkId, int] = {}
+        """The newest policy that was seen of each CMK: an older one is not the policy any more."""
 
     # -- KeyProvider -------------------------------------------------------------------------------
 
@@ -118,13 +121,16 @@ class Pkcs11Provider:
     def policy(self, cmk_id: CmkId) -> str | None:
         """The policy's TOML text, None without one. Raises CmkNotFound, TokenUnavailable, Tampered."""
         key = self._keys.of(cmk_id)[0]
+        wrong = "cannot be read"
         for _ in range(_POLICY_TRIES):
             # None at all may mean that another process put a new one in place of the old one meanwhile:
             # SoftHSM's searches are no snapshots.
             policies = self._policies(key)
-            if policies:
+            if policies and policies[-1][1].epoch >= self._policy_epochs.get(cmk_id, 0):
+                self._policy_epochs[cmk_id] = policies[-1][1].epoch
                 return policies[-1][1].text
-        raise Tampered(f"the policy of CMK {key.name!r} cannot be read", hint="cmkfs policy set NAME FILE")
+            wrong = "was changed to an older one" if policies else wrong
+        raise Tampered(f"the policy of CMK {key.name!r} {wrong}", hint="cmkfs policy set NAME FILE")
 
     def token_info(self) -> TokenInfo:
         """The token, asked now. Raises TokenUnavailable."""
@@ -207,7 +213,8 @@ class Pkcs11Provider:
         with self._session.lock.changing(), translated("to change a policy"):
             newest = self._keys.of(cmk_id)[0]
             old = self._policies(newest)
-            epoch = 1 + max((record.epoch for _, record in old), default=0)
+            # The time, so that it counts also where an older policy was put back: those who know better refuse that.
+            epoch = max(time.time_ns() // 1000, *(record.epoch + 1 for _, record in old), 1)
             value = PolicyRecord(cmk_id, epoch, text).to_bytes()
             self._session.raw().create_object(new_record(policy_records(newest.name), value))
             # The oldest first, so that at each moment the highest epoch is the right one.

@@ -10,8 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cmkfs.accounts import NO_GROUP, groups_of
+from cmkfs.audit.auditor import Caller
+from cmkfs.audit.process import login_uid
 from cmkfs.format.recipient import CmkId
-from cmkfs.policy import NO_POLICY, NO_RULE, Action, Decision, Needs, Policy, Principal, Rules, decide, decide_admin
+from cmkfs.policy import NO_RULE, Action, Decision, Needs, Policy, Principal, Rules, decide, decide_admin
 
 _REMEMBERED = 4096
 _NEVER = float("inf")
@@ -105,13 +108,10 @@ class Policies:
         """As `decide`, without the rule."""
         return self.decide(cmk_id, request, action).allowed
 
-    def decide_admin(self, cmk_id: CmkId, request: Request, action: Action) -> Decision:
+    def decide_admin(self, cmk_id: CmkId, request: Caller, action: Action) -> Decision:
         """May `request` lock or unlock what is under the CMK? Not remembered."""
-        groups = supplementary_groups(request.pid)
-        who = Principal(request.uid, request.gid, groups, executable(request.pid))
-        if not self.knows(cmk_id):
-            return Decision(request.uid in (0, self._owner_uid), NO_POLICY)
-        return decide_admin(self.get(cmk_id), who, action, self._owner_uid, self._clock())
+        who, person = askers(request)
+        return decide_admin(self.get(cmk_id), who, action, self._owner_uid, self._clock(), person)
 
     def _current(self, cmk_id: CmkId, found: _InForce) -> _InForce:
         """Also a clock that was put back makes the rules be looked at anew."""
@@ -148,6 +148,16 @@ class Policies:
                 decision = found.rules.decide(who, action)
             found.decided[key] = decision
         return decision
+
+
+def askers(asker: Caller) -> tuple[Principal, Principal | None]:
+    """A process that wants to change something, and the person who logged in and became its user, if another."""
+    who = Principal(asker.uid, asker.gid, supplementary_groups(asker.pid), executable(asker.pid))
+    login = login_uid(asker.pid)
+    if login is None or login == asker.uid:
+        return who, None
+    gid, groups = groups_of(login) or (NO_GROUP, None)
+    return who, Principal(login, gid, groups, who.exe)
 
 
 def is_admin(pid: int, uid: int) -> bool:

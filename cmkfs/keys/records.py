@@ -80,6 +80,8 @@ class CmkRecord:
 class PolicyRecord:
     """A CMK's policy as TOML text, or that it has none (None). The record with the highest `epoch` counts.
 
+    The epoch is when it was set, in microseconds since 1970, or one more than that of the one before if that is more.
+
     Every CMK has such a record from the beginning, so that a lost one cannot pass for "no policy", which
     would allow more.
     """

@@ -206,7 +206,7 @@ def test_disable_and_enable_are_confirmed_and_unlock_cannot_undo_them(mounted: C
 def test_a_policy_is_in_force_when_the_command_returns(mounted: Cmkfs) -> None:
     (mounted.work / "mp/a").write_text("x")
     policy = mounted.work / "nobody.toml"
-    policy.write_text('[[rule]]\nid = "a"\neffect = "allow"\nwho = ["uid:12345"]\nactions = ["*"]\n')
+    policy.write_text('[[rule]]\nid = "a"\neffect = "allow"\nwho = ["uid:12345"]\nactions = ["read"]\n')
     assert mounted.ok("policy", "set", "main", str(policy)).endswith("in force on WORK/mp\n")
     with pytest.raises(PermissionError):
         (mounted.work / "mp/a").read_text()
@@ -231,11 +231,12 @@ def test_info_of_a_file_and_of_its_ciphertext_agree(mounted: Cmkfs) -> None:
 # -- PINs ------------------------------------------------------------------------------------------
 
 
-def use_module(cmkfs: Cmkfs, source: str) -> str:
+def use_module(cmkfs: Cmkfs, source: str, *, of_mounts: str = "") -> str:
     """Configure the embedded token as if it were somebody's HSM; its PIN."""
     module = json.loads(cmkfs.ok("token", "list", "--json"))["tokens"][0]["provider"]
     (cmkfs.home / "cmkfs.toml").write_text(
         f'[token]\nmodule = "{module}"\nsofthsm2_conf = "{cmkfs.home}/token/softhsm2.conf"\npin_source = {source}\n'
+        + (f"[token.mount]\npin_source = {of_mounts}\n" if of_mounts else "")
     )
     return (cmkfs.home / "token/pin").read_text().strip()
 
@@ -268,6 +269,15 @@ def test_a_wrong_pin_fails_the_mount_command(configured: Cmkfs) -> None:
     assert (ran.code, ran.out) == (4, "")
     assert "tried once" in ran.err
     assert not is_mounted(configured.work / "mp")
+
+
+def test_mounts_log_in_with_their_own_pin_and_commands_with_theirs(configured: Cmkfs) -> None:
+    pin = use_module(configured, '{ env = "ADMIN" }', of_mounts='{ env = "LESSER" }')
+    assert configured("mount", "v", "mp", ADMIN=pin, LESSER="1234").code == 4
+    assert configured("mount", "v", "mp", LESSER=pin).code == 0
+    assert configured("cmk", "disable", "main", ADMIN="1234", LESSER=pin).code == 4
+    assert configured("umount", "mp").code == 0
+    assert configured("cmk", "list", ADMIN=pin).code == 0
 
 
 def test_a_prompt_asks_on_the_terminal_before_going_to_the_background(configured: Cmkfs) -> None:

@@ -168,6 +168,28 @@ def test_half_written_objects_are_survived(softhsm: SoftHsmToken) -> None:
             admin.unwrap(version, wrapped, context=CONTEXT)
 
 
+def test_an_older_policy_is_not_taken_for_the_newest(softhsm: SoftHsmToken) -> None:
+    """Neither beside the newest nor in its place, by whoever has seen that; a new one counts again."""
+    version = make(softhsm)
+    with softhsm.open() as admin:
+        admin.set_policy(version.cmk_id, "# old\n")
+        session = admin._session.raw()
+        (old,) = session.get_objects({Attribute.LABEL: "cmkfs-policy:data"})
+        template = {name: old[name] for name in (Attribute.CLASS, Attribute.APPLICATION, Attribute.LABEL)}
+        template |= {Attribute.VALUE: old[Attribute.VALUE], Attribute.TOKEN: True, Attribute.PRIVATE: True}
+        for text in ("# newer\n", "# newest\n"):
+            admin.set_policy(version.cmk_id, text)
+        session.create_object(template)
+        assert admin.policy(version.cmk_id) == "# newest\n"
+        for item in list(session.get_objects({Attribute.LABEL: "cmkfs-policy:data"})):
+            item.destroy()
+        session.create_object(template)
+        with pytest.raises(Tampered, match="an older one"):
+            admin.policy(version.cmk_id)
+        softhsm.elsewhere.set_policy(version.cmk_id, "# mended\n")  # by a process that never saw the newest
+        assert admin.policy(version.cmk_id) == "# mended\n"
+
+
 def test_a_policy_that_cannot_be_read_is_not_no_policy(softhsm: SoftHsmToken) -> None:
     version = make(softhsm)
     with softhsm.open() as admin:

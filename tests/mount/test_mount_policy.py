@@ -1,10 +1,14 @@
 """Policies on a mount that several users share: every action, and rights that are lost while files are open."""
 
+import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from children import in_child
 from person import Person
 from real_mount import RealMount, Site
 
@@ -21,7 +25,7 @@ def rule(name: str, who: str, *actions: str, effect: str = "allow", more: str = 
     return f'[[rule]]\nid = "{name}"\neffect = "{effect}"\nwho = ["{who}"]\nactions = [{listed}]\n{more}\n'
 
 
-ROOT = rule("root", "uid:0", "*")
+ROOT = rule("root", "uid:0", *ALL)
 
 
 @pytest.fixture(scope="module")
@@ -191,40 +195,60 @@ def test_every_operation_needs_its_action(allow: SetPolicy, place: Path, anna: P
     (place / "d").mkdir()
     os.chown(file, ANNA, ANNA)
     os.chown(place / "d", ANNA, ANNA)
-    needs: list[tuple[set[str], tuple[object, ...]]] = [
-        ({"list"}, ("list", place)),
-        ({"read"}, ("read", file)),
-        ({"read"}, ("run", str(program))),
-        ({"read"}, ("getxattr", file, "user.x")),
-        ({"read"}, ("listxattr", file)),
-        ({"write"}, ("open", file, os.O_WRONLY)),
-        ({"read", "write"}, ("open", file, os.O_RDWR)),
-        ({"write"}, ("truncate", file, 7000)),
-        ({"write"}, ("chmod", file, 0o666)),
-        ({"write"}, ("chown", file, ANNA, ANNA)),
-        ({"write"}, ("utime", file)),
-        ({"write"}, ("setxattr", file, "user.x", "2")),
-        ({"write"}, ("removexattr", file, "user.gone")),
-        ({"create"}, ("mkdir", new)),
-        ({"create"}, ("symlink", "x", place / "new symlink")),
-        ({"create"}, ("mknod", place / "new fifo")),
-        ({"create"}, ("link", file, place / "hard")),
-        ({"create", "write"}, ("write", place / "new file", "x")),
-        ({"create", "delete"}, ("rename", file, moved)),
-        ({"create", "delete"}, ("rename", second, file)),
-        ({"delete"}, ("unlink", place / "old hard")),
-        ({"delete"}, ("rmdir", place / "d")),
+    needs: list[tuple[str, tuple[object, ...]]] = [
+        ("list a directory", ("list", place)),
+        ("open for reading", ("read", file)),
+        ("run a program", ("run", str(program))),
+        ("getxattr", ("getxattr", file, "user.x")),
+        ("listxattr", ("listxattr", file)),
+        ("open for writing", ("open", file, os.O_WRONLY)),
+        ("truncate", ("truncate", file, 7000)),
+        ("chmod", ("chmod", file, 0o666)),
+        ("chown", ("chown", file, ANNA, ANNA)),
+        ("utimes", ("utime", file)),
+        ("setxattr", ("setxattr", file, "user.x", "2")),
+        ("removexattr", ("removexattr", file, "user.x")),
+        ("open for both", ("open", file, os.O_RDWR)),
+        ("open for reading with O_TRUNC", ("open", file, os.O_RDONLY | os.O_TRUNC)),
+        ("mkdir", ("mkdir", new)),
+        ("symlink", ("symlink", "x", place / "new symlink")),
+        ("mknod", ("mknod", place / "new fifo")),
+        ("link", ("link", file, place / "hard")),
+        ("create a file for writing", ("write", place / "new file", "x")),
+        ("rename", ("rename", file, moved)),
+        ("rename", ("rename", second, file)),
+        ("unlink", ("unlink", place / "old hard")),
+        ("rmdir", ("rmdir", place / "d")),
     ]
+    table = documented_actions()
+    assert {operation for operation, _ in needs} == set(table), "docs/policy.md and this test name other operations"
     for without in ALL:
         granted = [action for action in ALL if action != without]
         allow(rule("some", f"uid:{ANNA}", *granted))
-        for wanted, operation in needs:
-            if without in wanted:
+        assert anna.outcome("stat", file) == "ok"
+        for name, operation in needs:
+            if without in table[name]:
                 found = anna.outcome(*operation)  # type: ignore[arg-type]
                 assert found in ("EACCES", "ECHILD"), (without, operation, found)
-    allow(rule("all", f"uid:{ANNA}", *ALL))
-    for _, operation in needs:
-        assert anna.outcome(*operation) in ("ok", "ENODATA"), operation  # type: ignore[arg-type]
+    given = ""
+    for name, operation in needs:
+        if table[name] != given:
+            given = table[name]
+            allow(rule("just-these", f"uid:{ANNA}", *given))
+        assert anna.outcome(*operation) == "ok", (name, operation)  # type: ignore[arg-type]
+
+
+def documented_actions() -> dict[str, tuple[str, ...]]:
+    """The table of docs/policy.md: what each operation needs; of those that need certain actions."""
+    page = (Path(__file__).parents[2] / "docs" / "policy.md").read_text()
+    _, _, rest = page.partition("| operation | needs |\n|---|---|\n")
+    table = {}
+    for line in rest.partition("\n\n")[0].splitlines():
+        operations, needed = line.strip("| ").split(" | ")
+        actions = tuple(action for action in ALL if f"`{action}`" in needed)
+        if actions:
+            table |= {operation.replace("`", "").strip(): actions for operation in re.split("[,;]", operations)}
+    return table
 
 
 def test_a_drop_box(allow: SetPolicy, place: Path, anna: Person, bert: Person) -> None:
@@ -296,3 +320,99 @@ def test_root_obeys_in_its_own_name(site: Site, several: RealMount, allow: SetPo
         (place / "file").read_bytes()
     with Person(BERT) as bert:  # which root can become
         assert bert.do("read", place / "file")[:7] == "content"
+
+
+# -- who may change what ---------------------------------------------------------------------------
+
+
+def logged_in(uid: int, site: Site, *arguments: str, codes: tuple[int, ...] = (0,)) -> str:
+    """The command as root, by somebody who logged in as another user and became root, as with sudo."""
+
+    def command() -> str:
+        Path("/proc/self/loginuid").write_text(str(uid))
+        return site.cmkfs(*arguments, codes=codes)
+
+    found: str = in_child(command)
+    return found
+
+
+def audited(site: Site, event: str) -> dict[str, Any]:
+    """The last record of an event."""
+    records: list[dict[str, Any]] = json.loads(site.cmkfs("audit", "show", "--json", "--event", event))["records"]
+    return max(records, key=lambda record: str(record["ts"]))
+
+
+def test_lock_and_unlock_are_given_to_different_people(site: Site, several: RealMount, allow: SetPolicy) -> None:
+    several.expected_log = ["lockdown: (un)?locked"]
+    where = str(several.path)
+    allow(rule("security", f"uid:{ANNA}", "lock"), rule("operations", f"uid:{BERT}", "unlock"))
+    said = site.cmkfs("lock", where, codes=(3,))  # given to somebody: not root's any more
+    assert "may not lock what is under CMK several" in said
+    refused = audited(site, "lock")
+    assert (refused["outcome"], refused["uid"], refused["rule"]) == ("refused", 0, "(no rule)")
+    assert several.ask("status")["state"] == "serving"
+    logged_in(ANNA, site, "lock", where)
+    assert several.ask("status")["zones"][0]["reason"] == f"uid {ANNA} locked the zone"
+    done = audited(site, "lock")
+    assert (done["outcome"], done["uid"], done["login_uid"]) == ("done", 0, ANNA)
+    assert f"uid {ANNA} may not unlock" in logged_in(ANNA, site, "unlock", where, codes=(3,))
+    logged_in(BERT, site, "unlock", where)
+    allow(rule("root-too", "uid:0", "admin"), rule("not-carla", f"uid:{CARLA}", "admin", effect="deny"))
+    logged_in(CARLA, site, "lock", where, codes=(3,))  # as root, who may: it is she
+    assert audited(site, "lock")["rule"] == "not-carla"
+    site.cmkfs("lock", where)
+    site.cmkfs("unlock", where)
+
+
+def test_disable_enable_and_policy_are_given_to_different_people(
+    site: Site, several: RealMount, allow: SetPolicy
+) -> None:
+    several.expected_log = ["lockdown: (un)?locked"]
+    allow(
+        rule("security", f"uid:{ANNA}", "disable"),
+        rule("operations", f"uid:{BERT}", "enable"),
+        rule("owners", "uid:0", "policy"),
+    )
+    assert f"may not disable CMK {CMK}" in site.cmkfs("cmk", "disable", CMK, codes=(3,))
+    refused = audited(site, "cmk.disable")
+    assert (refused["outcome"], refused["rule"], refused["cmk"]) == ("refused", "(no rule)", CMK)
+    logged_in(ANNA, site, "cmk", "disable", CMK)
+    assert audited(site, "cmk.disable")["login_uid"] == ANNA
+    logged_in(ANNA, site, "cmk", "enable", CMK, codes=(3,))
+    logged_in(BERT, site, "cmk", "enable", CMK)
+    site.cmkfs("policy", "explain", CMK, "--user", str(ANNA), "--action", "disable")
+    site.cmkfs("policy", "explain", CMK, "--user", "0", "--action", "disable", codes=(3,))
+    site.cmkfs("policy", "explain", CMK, "--user", "0", "--action", "rotate")  # given to nobody: root's
+
+
+def test_who_sets_a_policy_must_be_able_to_change_it_again(site: Site, several: RealMount, allow: SetPolicy) -> None:
+    allow()
+    file = site.top / "handed-over.toml"
+    file.write_text(rule("owner", f"uid:{CARLA}", "*"))
+    assert "could not change this policy again" in site.cmkfs("policy", "set", CMK, str(file), codes=(2,))
+    logged_in(CARLA, site, "policy", "set", CMK, str(file))
+    assert f"root may not change the policy of CMK {CMK}" in site.cmkfs("policy", "unset", CMK, codes=(3,))
+    logged_in(CARLA, site, "policy", "unset", CMK)
+
+
+def test_a_zone_is_made_and_given_up_by_who_may_create_and_delete(
+    site: Site, several: RealMount, allow: SetPolicy
+) -> None:
+    allow()
+    site.cmkfs("cmk", "create", "zoned")
+    file, zone = site.top / "zoned.toml", str(several.path / "zoned")
+
+    def zoned(*actions: str) -> None:
+        file.write_text(rule("some", "uid:0", *actions))
+        site.cmkfs("policy", "set", "zoned", str(file))
+
+    zoned("list", "delete")
+    assert "root may not create" in site.cmkfs("zone", "create", zone, "--cmk", "zoned", codes=(3,))
+    assert audited(site, "zone.create")["rule"] == "(no rule)"
+    assert not Path(zone).exists()
+    zoned("list", "create")
+    site.cmkfs("zone", "create", zone, "--cmk", "zoned")
+    assert "root may not delete" in site.cmkfs("zone", "remove", zone, codes=(3,))
+    zoned("list", "delete")
+    site.cmkfs("zone", "remove", zone)
+    Path(zone).rmdir()

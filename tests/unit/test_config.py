@@ -87,6 +87,14 @@ WRONG = {
     "prompt false": (MODULE + "pin_source = { prompt = false }", "3: token.pin_source: give exactly one of"),
     "empty command": (MODULE + "pin_source = { command = [] }", "3: token.pin_source: command is empty"),
     "pin in the file": (MODULE + 'pin_source = "1234"', "3: token.pin_source: input should be"),
+    "pin for mounts of the embedded token": (
+        '[token]\ndeadline = 1.0\n[token.mount]\npin_source = { env = "X" }',
+        "3: token: mount goes with module",
+    ),
+    "no source for mounts": (
+        MODULE + 'pin_source = { env = "X" }\n[token.mount]',
+        "4: token.mount.pin_source: field required",
+    ),
     "no pin source": (MODULE, "1: token: pin_source is missing"),
     "pin source without module": (
         '[token]\npin_source = { env = "X" }',

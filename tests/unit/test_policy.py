@@ -454,3 +454,19 @@ def test_a_denied_owner_may_not() -> None:
     policy = read('[[rule]]\nid="a"\neffect="deny"\nwho=["uid:77"]\nactions=["admin"]')
     assert decide_admin(policy, Principal(77, 77, frozenset()), Action.POLICY, 77, 0) == Decision(False, "a")
     assert decide_admin(None, Principal(77, 77, frozenset()), Action.POLICY, 77, 0) == Decision(True, NO_POLICY)
+
+
+@pytest.mark.parametrize(
+    ("action", "person", "allowed", "rule"),
+    [
+        (Action.DISABLE, 1000, True, "incident"),  # she became root, by sudo
+        (Action.DISABLE, 1001, False, NO_RULE),
+        (Action.ENABLE, 1001, True, NO_RULE),  # given to nobody: root's, whoever became it
+        (Action.LOCK, 1002, False, "not-carla"),  # root's and hers not
+        (Action.ENABLE, 1002, False, "not-carla"),
+    ],
+)
+def test_the_person_behind_the_user_counts(action: Action, person: int, allowed: bool, rule: str) -> None:
+    policy = read(ADMIN + '[[rule]]\nid="not-carla"\neffect="deny"\nwho=["uid:1002"]\nactions=["admin"]')
+    root, behind = Principal(0, 0, frozenset()), Principal(person, person, frozenset())
+    assert decide_admin(policy, root, action, 0, 0, behind) == Decision(allowed, rule)

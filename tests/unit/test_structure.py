@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "schedule": set(),
     "policy": {"schedule"},
     "policyfile": {"errors", "policy", "schedule", "toml_source"},
-    "audit": {"config", "errors", "home"},
+    "audit": {"accounts", "config", "errors", "home"},
     # the data path, from the bytes on disk up to the kernel
     "format": {"errors"},
     "crypto": {"errors", "format"},
@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "auditing": {"audit", "config", "errors", "home", "keys"},
     "zones": {"errors", "format", "fs", "keys"},
     "mounted": {"audit", "config", "control", "crypto", "errors", "format", "fs", "home", "keys", "policy", "zones"},
-    "answers": {"auditing", "control", "errors", "format", "fs", "keys", "mounted"},
+    "answers": {"audit", "auditing", "control", "errors", "format", "fs", "keys", "mounted", "policy"},
     "mount": {
         *("answers", "auditing", "config", "control", "crypto", "errors", "format", "fs", "home", "keys", "mounted"),
         "policy",
