@@ -21,6 +21,8 @@ from real_mount import OWN_CMK, RealMount, Site
 OUTAGE_GRACE = 1.0
 KEYLESS = "ENOKEY"
 """`Required key not available`: what every operation gets while the zone does not serve, whatever the reason."""
+DENIED = "EACCES"
+"""What every operation gets that the policy does not allow."""
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def mounted() -> Iterator[RealMount]:
     try:
         site = Site(top)
         site.prepare()
-        made = site.mount(site.new_vault(OWN_CMK), f"outage_grace={OUTAGE_GRACE:g}")
+        made = site.mount(site.new_vault(OWN_CMK), f"outage_grace={OUTAGE_GRACE:g}", "allow_other")
         made.expected_log = ["the token does not answer", "the token's process does not answer", "lockdown: "]
         try:
             yield made
@@ -86,12 +88,45 @@ def token_away(mounted: RealMount) -> Iterator[None]:
     await_state(mounted, "serving", 10)
 
 
+@contextlib.contextmanager
+def denied(mounted: RealMount) -> Iterator[None]:
+    """By the policy, which allows others everything: nothing is locked, and whoever may goes on."""
+    policy = mounted.site.top / "denied.toml"
+    policy.write_text(ALL_BUT_ROOT)
+    mounted.site.cmkfs("policy", "set", OWN_CMK, str(policy))
+    try:
+        yield
+    finally:
+        mounted.site.cmkfs("policy", "unset", OWN_CMK)
+
+
+ALL_BUT_ROOT = """
+[[rule]]
+id = "the-others"
+effect = "allow"
+who = ["*"]
+actions = ["*"]
+
+[[rule]]
+id = "not-root"
+effect = "deny"
+who = ["uid:0"]
+actions = ["list", "read", "write", "create", "delete"]
+"""
+
 State = Callable[[RealMount], contextlib.AbstractContextManager[None]]
-COLUMNS: dict[str, State] = {"locked": locked, "disabled": disabled, "token away": token_away}
+COLUMNS: dict[str, State] = {"locked": locked, "disabled": disabled, "token away": token_away, "denied": denied}
 EXPECTED: dict[str, dict[Attempt, str]] = {
-    state: {("read", "mapping"): "SIGBUS"} for state in ("locked", "disabled", "token away")
+    **{state: {("read", "mapping"): "SIGBUS"} for state in ("locked", "disabled", "token away")},
+    "denied": {
+        ("read", "mapping"): "SIGBUS",
+        # Who had it open must open it again: the kernel would take the new attributes for those of the old pages.
+        ("truncate", "descriptor"): "ESTALE",
+        ("chmod", "descriptor"): "ESTALE",
+        ("fsync", "descriptor"): "ok",  # what was written while it was allowed is made durable
+    },
 }
-"""What is not KEYLESS, by state."""
+"""What is not KEYLESS, or in the column `denied` not DENIED."""
 
 
 @pytest.mark.parametrize("state", COLUMNS)
@@ -100,10 +135,16 @@ def test_every_cell(mounted: RealMount, state: str) -> None:
         assert set(doors.outcomes_of_reading().values()) == {"ok"}
         with COLUMNS[state](mounted):
             found = doors.outcomes()
-            assert found == {attempt: EXPECTED[state].get(attempt, KEYLESS) for attempt in found}
+            usual = DENIED if state == "denied" else KEYLESS
+            assert found == {attempt: EXPECTED[state].get(attempt, usual) for attempt in found}
             assert cached_pages(doors.mapping) == 0
             os.stat(doors.top)
             os.statvfs(doors.top)
+        if state != "denied":
+            everything_works(doors)
+        else:
+            assert outcome(lambda: os.pread(doors.file, 10, 0)) in ("ESTALE", "EIO", "EACCES")
+    with opened(mounted.path) as doors:
         everything_works(doors)
     mounted.check()
 

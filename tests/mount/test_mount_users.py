@@ -1,7 +1,10 @@
 """Who may use a mount: with and without a policy, by mode bits, by group, and a mount of an ordinary user."""
 
+import concurrent.futures
+import json
 import os
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -297,3 +300,77 @@ def test_a_file_that_was_open_for_reading_only_is_written_after_a_chmod(user_mou
     assert in_child(write_while_it_is_open, user) == b"CONTENT"
     user_mount.again()
     assert in_child(file.read_bytes, user) == b"CONTENT"
+
+
+# -- users of the host, by name --------------------------------------------------------------------
+
+MARY, NICK, OSCAR = "cmkfs-mary", "cmkfs-nick", "cmkfs-oscar"
+OFFICE = "cmkfs-office"
+
+
+@pytest.fixture(scope="module")
+def accounts() -> Iterator[None]:
+    """Three users as useradd(8) makes them; Mary and Nick are in a group."""
+    subprocess.run(["groupadd", OFFICE], check=True)
+    try:
+        for name, groups in ((MARY, OFFICE), (NICK, OFFICE), (OSCAR, "")):
+            more = ["--groups", groups] if groups else []
+            subprocess.run(["useradd", "--no-create-home", "--shell", "/bin/sh", *more, name], check=True)
+        yield
+    finally:
+        for name in (MARY, NICK, OSCAR):
+            subprocess.run(["userdel", name], check=False, stderr=subprocess.DEVNULL)
+        subprocess.run(["groupdel", OFFICE], check=False)
+
+
+def as_user(name: str, script: str) -> tuple[int, str]:
+    """What a shell of the user says, with the groups that the host gives him."""
+    user = ["setpriv", f"--reuid={name}", f"--regid={name}", "--init-groups"]
+    done = subprocess.run([*user, "sh", "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_users_of_the_host_on_one_mount(site: Site, new_mount: Callable[..., RealMount], accounts: None) -> None:
+    policy = site.top / "office.toml"
+    rules = {
+        "operators": ("allow", "uid:0", "list, read, write, create, delete"),
+        "office": ("allow", f"group:{OFFICE}", "list, read, write, create, delete"),
+        "nick-reads-only": ("deny", f"user:{NICK}", "write, create, delete"),
+        "drop-box": ("allow", f"user:{OSCAR}", "create, write"),
+    }
+    policy.write_text(
+        "".join(
+            f'[[rule]]\nid = "{name}"\neffect = "{effect}"\nwho = ["{who}"]\nactions = {actions.split(", ")}\n'
+            for name, (effect, who, actions) in rules.items()
+        )
+    )
+    site.cmkfs("cmk", "create", "office")
+    site.cmkfs("policy", "set", "office", str(policy))
+    mounted = new_mount("allow_other", cmk="office")
+    mounted.path.chmod(0o777)
+    denied = "Permission denied"
+    with concurrent.futures.ThreadPoolExecutor() as together:  # all at once, on one mount
+        first = together.submit(as_user, MARY, f"cd {mounted.path} && umask 0 && echo from mary > note && cat note")
+        assert first.result() == (0, "from mary\n")
+        scripts = {
+            MARY: ("cat note; ls", 0, ("from mary", "note")),
+            NICK: ("cat note && ls && ! echo x >> note && ! touch new && ! rm -f note", 0, ("from mary", denied)),
+            OSCAR: ("umask 0; echo letter > letter && ! cat note && ! ls && ! cat letter", 0, (denied,)),
+        }
+        running = {
+            name: together.submit(as_user, name, f"cd {mounted.path} && {script}")
+            for name, (script, _, _) in scripts.items()
+        }
+        for name, (_, code, words) in scripts.items():
+            found = running[name].result()
+            assert found[0] == code, (name, found)
+            assert all(word in found[1] for word in words), (name, found)
+    assert as_user(MARY, f"cat {mounted.path}/letter") == (0, "letter\n")
+    subprocess.run(["gpasswd", "--delete", MARY, OFFICE], check=True, stdout=subprocess.DEVNULL)
+    assert denied in as_user(MARY, f"cat {mounted.path}/letter")[1]  # a process counts with the groups that it has
+    (record,) = [
+        record
+        for record in json.loads(site.cmkfs("audit", "show", "--json", "--user", OSCAR, "--event", "create"))["records"]
+        if record["mount"] == str(mounted.path)
+    ]
+    assert (record["outcome"], record["rule"], record["cmk"]) == ("allowed", "drop-box", "office")

@@ -85,10 +85,13 @@ def refusal(step: Callable[[], object]) -> str:
 def backing_of(mounted: RealMount, path: Path) -> Path:
     """What a path on the mount is in the vault: numbers of inodes are the backing's."""
     number = path.lstat().st_ino
-    # Not rglob: it follows the symlinks of the vault, whose targets can be too long for a path.
-    nodes = (Path(at, name) for at, below, files in os.walk(mounted.vault) for name in (*below, *files))
-    (found,) = (node for node in nodes if node.lstat().st_ino == number)
+    (found,) = (node for node in walked(mounted.vault) if node.lstat().st_ino == number)
     return found
+
+
+def walked(top: Path) -> Iterator[Path]:
+    """Not rglob: it follows the symlinks of the vault, whose targets can be too long for a path."""
+    return (Path(at, name) for at, below, files in os.walk(top) for name in (*below, *files))
 
 
 def zone_in_header(company: Company, path: Path) -> str:
@@ -383,3 +386,156 @@ def test_records_are_found_without_their_copies(company: Company) -> None:
     mounted.up()
     assert (company.path / "hr" / "board" / "plan").read_bytes() == PLAN
     assert sorted(mounted.vault.glob("cmkfs.zone.*")) == sorted(copies)
+
+
+# -- carried by hand, in the vault -----------------------------------------------------------------
+
+SECRET = b"for hr alone\n" * 700
+OTHER = b"for legal's eyes\n" * 700
+TARGETS = {"hr": "target of hr", "legal": "target of legal"}
+WHOLE = {"dir/inner", "file", "link", "note"}
+
+
+@dataclass(frozen=True, slots=True)
+class Carrier:
+    """Where the file, the directory with a file, and the symlink of `hr` and of `legal` are stored."""
+
+    vault: dict[str, Path]
+
+    def exchange(self, one: str, other: str) -> None:
+        a, b = self.vault[one], self.vault[other]
+        aside = a.with_name("aside")
+        a.rename(aside)
+        b.rename(a)
+        aside.rename(b)
+
+    def copy_content(self, first: int = 0, length: int | None = None) -> None:
+        data = self.vault["hr/file"].read_bytes()[first : None if length is None else first + length]
+        with self.vault["legal/file"].open("r+b") as file:
+            file.seek(first)
+            file.write(data)
+
+    def copy_link(self, name: str, below: str = "") -> None:
+        where = self.vault[f"legal{name}"] / below
+        where.unlink()
+        where.symlink_to((self.vault[f"hr{name}"] / below).readlink())
+
+    def copy_xattr(self) -> None:
+        source, target = self.vault["hr/file"], self.vault["legal/file"]
+        for name in os.listxattr(target):
+            os.removexattr(target, name)
+        for name in os.listxattr(source):
+            os.setxattr(target, name, os.getxattr(source, name))
+
+    def move(self, source: str, directory: str) -> None:
+        """Under the encrypted name that it has."""
+        self.vault[source].rename(self.vault[directory] / self.vault[source].name)
+
+
+ATTACKS: dict[str, Callable[[Carrier], None]] = {
+    "a file in the place of another": lambda carrier: carrier.exchange("hr/file", "legal/file"),
+    "all that is in a file": lambda carrier: carrier.copy_content(),
+    "a header": lambda carrier: carrier.copy_content(length=4096),
+    "blocks": lambda carrier: carrier.copy_content(first=4096),
+    "a directory in the place of another": lambda carrier: carrier.exchange("hr/dir", "legal/dir"),
+    "the id of a directory": lambda carrier: carrier.copy_link("/dir", "cmkfs.dir"),
+    "the target of a symlink": lambda carrier: carrier.copy_link("/link"),
+    "an extended attribute": lambda carrier: carrier.copy_xattr(),
+    "a file under its own name": lambda carrier: carrier.move("hr/file", "legal"),
+    "a directory under its own name": lambda carrier: carrier.move("hr/dir", "legal"),
+    "a file into a directory of the other zone": lambda carrier: carrier.move("hr/dir/inner", "legal/dir"),
+}
+"""Each in a directory of its own in both zones."""
+AT_THE_ROOTS: dict[str, Callable[[Carrier], None]] = {
+    "one zone's root in the place of another's": lambda carrier: carrier.exchange("hr", "legal"),
+    "the record of a zone": lambda carrier: carrier.copy_link("", "cmkfs.zone"),
+    "the id of a zone's root": lambda carrier: carrier.copy_link("", "cmkfs.dir"),
+}
+
+
+@pytest.fixture(scope="module")
+def two_zones(site: Site, cmks: None) -> Iterator[RealMount]:
+    """Zones with the same names in both, on a mount of its own, since what is done to it is damage."""
+    mounted = site.mount(site.new_vault(OWN_CMK))
+    mounted.expected_log = [".*"]  # every attack is told there; test_mount_audit looks at what is recorded
+    for zone, cmk, data in (("hr", HR, SECRET), ("legal", LEGAL, OTHER)):
+        mounted.site.cmkfs("zone", "create", str(mounted.path / zone), "--cmk", cmk)
+        for place in (mounted.path / zone, *(mounted.path / zone / attack for attack in ATTACKS)):
+            (place / "dir").mkdir(parents=True)
+            for name in ("file", "dir/inner"):
+                (place / name).write_bytes(data)
+            (place / "link").symlink_to(TARGETS[zone])
+            os.setxattr(place / "file", "user.note", data[:100])
+    try:
+        yield mounted
+    finally:
+        mounted.clear()
+
+
+def carrier_in(mounted: RealMount, below: str = "") -> Carrier:
+    """For the things in a directory of both zones."""
+    stored = {path.lstat().st_ino: path for path in walked(mounted.vault)}
+    names = [f"{zone}{name}" for zone in ("hr", "legal") for name in ("", "/file", "/dir", "/dir/inner", "/link")]
+    places = {name: mounted.path.joinpath(*name.split("/")[:1], below, *name.split("/")[1:]) for name in names}
+    return Carrier({name: stored[place.lstat().st_ino] for name, place in places.items()})
+
+
+def test_nothing_of_a_zone_is_readable_under_anothers_policy(two_zones: RealMount) -> None:
+    """Done while both are served, and seen at once and after the next mount."""
+    mounted, legal = two_zones, two_zones.path / "legal"
+    carriers = {attack: carrier_in(mounted, attack) for attack in ATTACKS}
+    for attack in ATTACKS:
+        assert seen(legal / attack) == WHOLE
+    mounted.ask("lock")  # for an empty cache
+    mounted.ask("unlock")
+    for attack, do in ATTACKS.items():
+        do(carriers[attack])
+        seen(legal / attack)
+    mounted.again()
+    for attack in ATTACKS:
+        beside = "own name" in attack or "into" in attack
+        assert (seen(legal / attack) == WHOLE) == beside, attack
+    assert seen(legal) >= WHOLE
+
+
+@pytest.mark.parametrize("attack", AT_THE_ROOTS)
+def test_nothing_of_a_zone_is_readable_at_the_root_of_another(two_zones: RealMount, attack: str) -> None:
+    mounted, legal = two_zones, two_zones.path / "legal"
+    assert seen(legal) >= WHOLE
+    carrier = carrier_in(mounted)
+    before = {path: path.readlink() for path in carrier.vault["legal"].iterdir() if path.is_symlink()}
+    AT_THE_ROOTS[attack](carrier)
+    try:
+        seen(legal)
+        mounted.again()
+        seen(legal)
+    finally:
+        if attack.startswith("one zone's"):
+            AT_THE_ROOTS[attack](carrier)
+        for path, target in before.items():
+            path.unlink()
+            path.symlink_to(target)
+        mounted.again()
+    assert seen(legal) >= WHOLE
+
+
+def seen(place: Path) -> set[str]:
+    """Everything there that can be read, by name; fails if any of it is of `hr`."""
+    ways: dict[str, Callable[[], bytes]] = {
+        "file": (place / "file").read_bytes,
+        "note": lambda: os.getxattr(place / "file", "user.note"),
+        "dir/inner": (place / "dir" / "inner").read_bytes,
+        "link": lambda: os.fsencode(os.readlink(place / "link")),
+    }
+    for directory in (place, place / "dir"):
+        if not refusal(lambda at=directory: os.listdir(at)):  # type: ignore[misc]
+            for path in map(directory.joinpath, os.listdir(directory)):
+                ways.setdefault(str(path.relative_to(place)), path.read_bytes)
+    found = set()
+    for name, way in ways.items():
+        read: list[bytes] = []
+        refused = refusal(lambda way=way, read=read: read.append(way()))  # type: ignore[misc]
+        assert refused in ("", "EIO", "ENOENT", "ENODATA", "ESTALE", "EISDIR"), (name, refused)
+        assert not any(b"hr" in data for data in read), name
+        found |= {name} if read else set()
+    return found
