@@ -1,5 +1,6 @@
 """The backing of one open file: its pages, and how long it is (docs/format.md, 8.3 and 8.5)."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,24 @@ class BackingFile:
     async def fetch(self, first: int, count: int) -> Buffer:
         """The pages of `count` blocks, fewer at the end of the file; others are served while the disk works."""
         return await self._backing.fetch(self.fd, count * PAGE, cipher_off(first))
+
+    async def fetch_unnoticed(self, block: int) -> Buffer:
+        """The page of a block that a write keeps a part of: no program reads it, so atime stays.
+
+        No READ may be under way: the descriptor is shared.
+        """
+        try:
+            fcntl.fcntl(self.fd, fcntl.F_SETFL, os.O_NOATIME)
+        except PermissionError:  # the file of somebody else than the user whose daemon this is
+            return await self.fetch(block, 1)
+        try:
+            return await self.fetch(block, 1)
+        finally:
+            self.count_reads()
+
+    def count_reads(self) -> None:
+        """From now on a read moves atime as the backing's mount says (relatime)."""
+        fcntl.fcntl(self.fd, fcntl.F_SETFL, 0)
 
     def put(self, sealed: Buffer, first: int, plain_size: int) -> None:
         """Write sealed blocks from block `first` on. Raises OSError, with nothing left behind `plain_size`'s blocks.

@@ -126,7 +126,7 @@ class OpenFile:
 
     async def _old_block(self, key: FileKey, block: int) -> bytes:
         """The plain bytes that a block has now, without what pads it."""
-        pages = await self.pages.fetch(block, 1)
+        pages = await self.pages.fetch_unnoticed(block)
         length = block_length(self.size, block)
         return bytes(self._open_pages(key.content, pages, block, block * BLOCK, length))
 

@@ -72,6 +72,7 @@ class FileOpener:
         except BaseException:
             os.close(fd)
             raise
+        file.pages.count_reads()
         inode.file = file
         self._living_ids[file.identity.file_id] = inode
         # Only now: a file that could not be opened must never be settled, its descriptor is somebody else's.
@@ -80,13 +81,16 @@ class FileOpener:
             self._on_dirty(file)
 
     def _open_backing(self, inode: Inode) -> int:
+        """A descriptor of the backing; what the daemon reads for itself does not move atime, before `count_reads`."""
         if self._backing.read_only:
             return self._inodes.open(inode, os.O_RDONLY)
-        try:
-            return self._inodes.open(inode, os.O_RDWR)
-        except PermissionError:
-            # A mount of an ordinary user: a file that its owner may only read is served read-only.
-            return self._inodes.open(inode, os.O_RDONLY)
+        for flags in (os.O_RDWR | os.O_NOATIME, os.O_RDWR):
+            try:
+                return self._inodes.open(inode, flags)
+            except PermissionError:
+                continue  # without atime: the file of somebody else than the user whose daemon this is
+        # A mount of an ordinary user: a file that its owner may only read is served read-only.
+        return self._inodes.open(inode, os.O_RDONLY)
 
     async def _load(self, inode: Inode, zone: Zone, fd: int) -> OpenFile:
         recovering = self.recovering or zone in self.recovering_zones

@@ -1,5 +1,6 @@
 """Changing attributes: size, mode, owner, times, and the privileges that a change of content takes away."""
 
+import errno
 import os
 import stat
 
@@ -36,15 +37,23 @@ class Setattr:
         if not fields.update_size or _more_than_size(fields):
             inode.may_be_setid = True
             with self._inodes.reach(inode) as path:
-                self._change(path, attr, fields)
+                self._change(path, inode, attr, fields, request)
                 if fields.update_atime or fields.update_mtime:
                     _set_times(path, inode.file, attr, fields)
             if fields.update_mode:
                 await self._permissions.follow_mode(inode, zone, attr.st_mode)
 
-    def _change(self, path: str, attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> None:
+    def _change(
+        self,
+        path: str,
+        inode: Inode,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        request: Request,
+    ) -> None:
         if fields.update_uid or fields.update_gid or not _more_than_size(fields):
             # Nothing named is chown(path, -1, -1), which takes setuid and setgid away like every chown.
+            _check_privileges(path, inode, request)
             os.chown(path, attr.st_uid if fields.update_uid else -1, attr.st_gid if fields.update_gid else -1)
         if fields.update_mode:
             os.chmod(path, stat.S_IMODE(attr.st_mode))
@@ -92,6 +101,24 @@ def _set_times(path: str, file: OpenFile | None, attr: pyfuse3.EntryAttributes, 
     os.utime(path, ns=(atime, mtime))
     if file is not None and kept is not None:
         file.pages.mtime_ns = mtime
+
+
+def _check_privileges(path: str, inode: Inode, request: Request) -> None:
+    """Before a chown by a user: a setgid bit that is not theirs to leave goes (fs/attr.c). Raises OSError EPERM.
+
+    The kernel leaves that to the daemon, whose own chown would leave the bit, because it is root's. A chown that
+    changes nothing is also what it sends before a write to a file that has such bits; so whoever is not the owner
+    may do it while somebody has the file open.
+    """
+    found = os.stat(path)
+    if request.uid == 0 or not found.st_mode & (stat.S_ISUID | stat.S_ISGID) or inode.is_dir:
+        return
+    member = in_group(request, found.st_gid)
+    if found.st_mode & (stat.S_ISUID | stat.S_IXGRP) or not member:
+        if request.uid != found.st_uid and (inode.file is None or not inode.file.handles):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        if not member:
+            os.chmod(path, stat.S_IMODE(found.st_mode) & ~stat.S_ISGID)
 
 
 def _more_than_size(fields: pyfuse3.SetattrFields) -> bool:

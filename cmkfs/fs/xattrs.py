@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PREFIX = "user.cmkfs."
 NODE_PREFIX = "trusted.cmkfs."
 """For symlinks and special files: Linux has `user.` attributes on files and directories only."""
+NAMESPACES = (b"user.", b"trusted.", b"security.")
 MAX_NAME = 255
 MAX_VALUE = 65_536
 XATTR_CREATE, XATTR_REPLACE = 1, 2
@@ -119,9 +120,11 @@ def _no_namespace() -> Iterator[None]:
 
 
 def check_name(name: bytes, *, acl: bool) -> None:
-    """Raise OSError EOPNOTSUPP for a namespace that is not kept, ERANGE for a name that is too long."""
-    if not name.startswith((b"user.", b"trusted.", b"security.")) and not (acl and name in ACL_NAMES):
+    """Raise OSError EOPNOTSUPP for a namespace that is not kept, EINVAL for one alone, ERANGE for a name too long."""
+    if not name.startswith(NAMESPACES) and not (acl and name in ACL_NAMES):
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+    if name in NAMESPACES:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     if len(name) > MAX_NAME:
         raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
 

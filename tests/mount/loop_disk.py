@@ -16,16 +16,16 @@ _SIZE = 320 << 20  # xfs wants 300 MB
 
 
 @contextmanager
-def loop_disk(top: Path, kind: str) -> Iterator[Path]:
-    """A new filesystem of 320 MiB, mounted at `top/disk` and open to everyone who may reach it."""
+def loop_disk(top: Path, kind: str, size: int = _SIZE) -> Iterator[Path]:
+    """A new filesystem of 320 MiB, or `size` bytes, mounted at `top/disk` and open to everyone who may reach it."""
     where = top / "disk"
     where.mkdir()
     if kind == "tmpfs":
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_SIZE}", "cmkfs-test", str(where)], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "cmkfs-test", str(where)], check=True)
     else:
         image = top / "image"
         image.touch()
-        os.truncate(image, _SIZE)
+        os.truncate(image, size)
         subprocess.run([*_MKFS[kind], str(image)], check=True)
         subprocess.run(["mount", "-t", kind, "-o", "loop", str(image), str(where)], check=True)
     try:
