@@ -55,7 +55,6 @@ def _all(home: Home, as_json: bool) -> int:
 
 def _lines(answer: Fields) -> list[str]:
     access = ", read-only" if answer.get("read_only") else ""
-    token = cast(Fields, answer.get("token") or {})
     return [
         f"{answer.get('mountpoint')}  {answer.get('state')}{access}",
         f"  vault {answer.get('vault')}, pid {answer.get('pid')} on {answer.get('host')}",
@@ -63,8 +62,7 @@ def _lines(answer: Fields) -> list[str]:
         f"  leases {answer.get('leases')}, open files {answer.get('open_files')},"
         f" known inodes {answer.get('known_inodes')},"
         f" dirty files {answer.get('dirty_files')} ({answer.get('dirty_bytes')} bytes)",
-        f"  token {token.get('label')} (serial {token.get('serial')})"
-        f" {'healthy' if token.get('healthy') else 'not answering'}",
+        _of_token(cast(Fields, answer.get("token") or {})),
         *recovery_lines(answer),
         *(f"  warning: {warning}" for warning in cast(list[str], answer.get("warnings") or [])),
     ]
@@ -81,3 +79,10 @@ def recovery_lines(answer: Fields) -> list[str]:
 def _zone(zone: Fields) -> str:
     reason = f" ({zone['reason']})" if zone.get("reason") else ""
     return f"  zone {zone.get('zone')} under CMK {zone.get('cmk')}: {zone.get('state')}{reason}"
+
+
+def _of_token(token: Fields) -> str:
+    if token.get("label") is None:
+        return "  the token does not answer"
+    health = "healthy" if token.get("healthy") else "not answering"
+    return f"  token {token.get('label')} (serial {token.get('serial')}) {health}"

@@ -146,7 +146,12 @@ class CmkWatch:
         return False
 
     async def _ask(self) -> None:
-        await self._ask_the_canary()
+        try:
+            await self._ask_the_canary()
+        except Disabled:
+            # What is in order when it is enabled again is set while it is not, in an incident for instance.
+            self.take_policy(await self._token.policy(self._cmk_id))
+            raise
         self.take_policy(await self._token.policy(self._cmk_id))
 
     async def _ask_the_canary(self) -> None:

@@ -78,6 +78,18 @@ async def test_disabled_locks_once_and_enabled_unlocks(watched: Watched) -> None
     assert watched.watch.refusal is None
 
 
+async def test_a_policy_that_is_set_while_it_is_disabled_counts_at_once(watched: Watched) -> None:
+    """`cmkfs policy set` returns when every mount decides by it, and in an incident it comes before the enable."""
+    await watched.watch.look()
+    set_enabled(watched, False)
+    await watched.watch.look()
+    text = rules(("allow", "uid:4000", "read"))
+    set_policy(watched, text)
+    await watched.watch.look()
+    assert watched.watch.policy_hash == fingerprint(text)
+    assert isinstance(watched.watch.refusal, Disabled)
+
+
 async def test_a_cmk_that_is_gone_locks_too(watched: Watched) -> None:
     taken = watched.made.token.cmks.pop(watched.made.cmk.cmk_id)
     await watched.watch.look()
