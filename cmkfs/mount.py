@@ -110,9 +110,13 @@ def _open_backing(spec: MountSpec) -> Backing:
 
 
 def _allow_descriptors() -> None:
-    """As many as the limit lets us have."""
+    """As many as the limit lets us have, and as root as the kernel does: all programs' open files need one each."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    most = int(Path("/proc/sys/fs/nr_open").read_text())
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    except (PermissionError, ValueError):  # ValueError is what Python makes of EPERM for a raised hard limit
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _serve(

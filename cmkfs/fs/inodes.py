@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NewType
 
 from cmkfs.errors import Damaged
 from cmkfs.fs.backing import Backing
+from cmkfs.fs.generations import Generations
 from cmkfs.fs.roster import Roster
 
 if TYPE_CHECKING:
@@ -50,10 +51,10 @@ class Inode:
         "told_size",
     )
 
-    def __init__(self, ino: Ino, fmt: int) -> None:
+    def __init__(self, ino: Ino, fmt: int, generation: int = 1) -> None:
         self.ino = ino
         self.fmt = fmt
-        self.generation = 1
+        self.generation = generation
         self.lookups = 0
         self.places: list[tuple[Inode, bytes]] = []
         self.parent: Inode | None = None
@@ -118,6 +119,7 @@ class InodeTable:
         self.roster = Roster()
         self.roster.add(ROOT_INO)
         self._max_dir_fds = max_dir_fds
+        self._generations = Generations()
         self._inodes: dict[Ino, Inode] = {ROOT_INO: self.root}
         self._dir_fds: OrderedDict[Inode, None] = OrderedDict()
 
@@ -149,7 +151,7 @@ class InodeTable:
                 raise Damaged("an inode changed its type behind the mount's back")
             if inode is not None:
                 self.roster.remove(inode.place_in_roster)
-            inode = self._inodes[ino] = Inode(ino, fmt)
+            inode = self._inodes[ino] = Inode(ino, fmt, self._generations.of(ino))
             inode.place_in_roster = self.roster.add(ino)
         elif inode.parent is not None and inode.places[-1:] != [(parent, name)]:
             _check_zones_agree(inode, parent)
@@ -316,6 +318,8 @@ class InodeTable:
     def removed(self, found: os.stat_result, parent: Inode, name: bytes) -> Inode | None:
         """The name was removed. Gives the inode if it is known."""
         inode = self._inodes.get(Ino(found.st_ino))
+        if found.st_nlink <= 1 or stat.S_ISDIR(found.st_mode):
+            self._generations.ended(found.st_ino, inode.generation if inode is not None else 0)
         if inode is not None:
             inode.drop_place(parent, name)
             inode.removed = inode.is_dir or found.st_nlink <= 1

@@ -145,7 +145,7 @@ class NameRequests(RequestHandlers):
     @guarded
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         handle = self.handles.directories[fh]
-        if start_id == 0:
+        if start_id == 0 or not handle.entries:  # a position of another handle: an NFS server goes on by those
             await self._listing.read(handle)
         directory = self._directories.of(handle.inode)
         self._keyring.authorize(directory.zone, handle.request, Action.LIST)
