@@ -12,6 +12,7 @@ import trio
 
 from cmkfs.audit.process import person_name
 from cmkfs.auditing import MountAudit
+from cmkfs.caller import Request
 from cmkfs.control.protocol import PEER, Fields, Peer
 from cmkfs.control.server import Handler
 from cmkfs.errors import (
@@ -26,10 +27,10 @@ from cmkfs.errors import (
 )
 from cmkfs.format.header import Identity
 from cmkfs.format.recipient import CmkId
-from cmkfs.fs.guard import Bugs, Requests
+from cmkfs.fs.guard import Bugs
 from cmkfs.fs.inodes import Inode
 from cmkfs.fs.reporting import backing_parts
-from cmkfs.keys.policies import Request
+from cmkfs.fuse.session import Requests
 from cmkfs.keys.zone import Zone, ZoneState
 from cmkfs.mounted import Mounted
 from cmkfs.policy import Action, Decision

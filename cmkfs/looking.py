@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Lookers:
-    """How many tasks look for something. While there are any, the loop must turn without a pause (`fs.polling`)."""
+    """How many tasks look for something. While there are any, the loop must turn without a pause (`fuse.polling`)."""
 
     count = 0
 

@@ -73,6 +73,7 @@ class Mounted:
         self.attributes = Attributes(self.inodes)
         xattrs = Xattrs(self.inodes, self._directories, self._opener)
         permissions = Permissions(self.inodes, xattrs, enabled=options.acl)
+        self._changes = Setattr(self.inodes, self._opener, permissions)
         self.operations = Operations(
             backing,
             self.inodes,
@@ -81,7 +82,7 @@ class Mounted:
             self._opener,
             keyring,
             self.attributes,
-            Setattr(self.inodes, self._opener, permissions),
+            self._changes,
             xattrs,
             permissions,
             no_xattrs=options.noxattr,
@@ -156,6 +157,7 @@ class Mounted:
     def use(self, device: FuseDevice) -> None:
         """From now on locks reach this kernel connection."""
         self._device = device
+        self._changes.use(device)
         self._kernel = KernelCache(device)
         self._lockdown = Lockdown(self.keyring, self.inodes, self.operations, self.settler, self._kernel)
         self._revocation = Revocation(
@@ -374,8 +376,8 @@ class Mounted:
         if self.backing.kind.fstype in ("unknown", "vfat", "exfat"):
             warnings.append(f"the backing is {self.backing.kind.fstype}: what a power cut leaves there is not known")
         negotiated = self._device.negotiated if self._device is not None else None
-        if negotiated is not None and negotiated.fallback:
-            warnings.append(f"slower than it could be: {negotiated.fallback}")
+        if negotiated is not None and negotiated.refused:
+            warnings.append(f"slower than it could be: this kernel's FUSE lacks {negotiated.refused!r}")
         if self.zones.missing:
             warnings.append(f"the root of {len(self.zones.missing)} zones was not found, or is damaged")
         for zone in self._recovery.locked if self._recovery is not None else ():

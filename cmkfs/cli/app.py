@@ -41,7 +41,7 @@ _EXIT_OF_ERRNO: Mapping[int, int] = {errno.ENOENT: EXIT_NOT_FOUND, errno.EBUSY: 
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command's module when the command is called: `status` needs no pyfuse3."""
+    """A group that imports a command's module when the command is called: `status` needs no trio."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """All names, for `--help`."""

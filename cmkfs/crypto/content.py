@@ -60,7 +60,7 @@ class ContentCipher:
         self._prefix = b""
         self._writer: AESGCM | None = None
 
-    def seal(self, first: int, plain: bytes | memoryview, generation: int) -> bytearray:
+    def seal(self, first: int, plain: Buffer, generation: int) -> bytearray:
         """Seal `plain` as the blocks `first`, `first + 1`, …; all full but the last, which may be short."""
         count = -(-len(plain) // BLOCK)
         encrypt_into, prefix = self._writer_for(count)
@@ -68,7 +68,7 @@ class ContentCipher:
         pages = bytearray(count * PAGE)
         target = memoryview(pages)
         for number in range(count):
-            data: bytes | memoryview = view[number * BLOCK : (number + 1) * BLOCK]
+            data: Buffer = view[number * BLOCK : (number + 1) * BLOCK]
             length = len(data)
             if length < BLOCK:
                 data = bytes(data).ljust(BLOCK, b"\0")
@@ -79,6 +79,10 @@ class ContentCipher:
             # In place: a new bytes object for each block costs twice what sealing it does.
             encrypt_into(suffix, data, aad, target[at + _BODY : at + PAGE])
         return pages
+
+    def prepare(self) -> None:
+        """Derive the cipher that the next block will be sealed with."""
+        self._writer_for(0)
 
     def _writer_for(self, count: int) -> tuple[Callable[..., int], bytes]:
         """The cipher and nonce prefix for the next `count` blocks."""

@@ -21,10 +21,16 @@ class ReadSlots:
     intact: bool
 
 
+_FIRST_SLOTS = (Slot(1, 0, State.DIRTY, 0), Slot(2, 0, State.DIRTY, 0))
+_FIRST_BODIES = tuple(slot.body() for slot in _FIRST_SLOTS)
+NEW_FILE = ReadSlots(_FIRST_SLOTS[1], 1, intact=True)
+"""What the header of a new file says: both slots filled, dirty, with floor 0."""
+
+
 class FileKey:
     """The unwrapped DEK of one file, turned into the two keys that are used; the DEK itself is not kept."""
 
-    __slots__ = ("_header_key", "content", "file_id", "identity_hash")
+    __slots__ = ("_first_slots", "_header_key", "content", "file_id", "identity_hash")
 
     def __init__(self, dek: bytes | bytearray, identity: Identity, header_secret: bytes) -> None:
         """Raises Tampered if the DEK is not the one that the identity commits to."""
@@ -34,6 +40,19 @@ class FileKey:
         self.content = ContentCipher(kdf(dek, b"cmkfs content v1", 32), identity.file_id)
         self._header_key = kdf(bytes(dek) + header_secret, b"cmkfs header v1", 32)
         self.identity_hash = identity.hash()
+        self._first_slots = b""
+
+    def prepare(self) -> None:
+        """Make what the first header and the first write will take, while nobody waits for it."""
+        self._first_slots = b"".join(self.seal_body(number, body) for number, body in enumerate(_FIRST_BODIES))
+        self.content.prepare()
+
+    def first_slots(self) -> bytes:
+        """The 1024 bytes of both slots of a new file. Given once."""
+        if not self._first_slots:
+            self.prepare()
+        first, self._first_slots = self._first_slots, b""
+        return first
 
     def seal_slot(self, number: int, slot: Slot) -> bytes:
         """The 512 bytes of `slot` in place `number`."""

@@ -1,33 +1,29 @@
-"""A mounted FUSE connection: INIT negotiated by cmkfs, served by pyfuse3, invalidated and cut by hand.
+"""A mounted FUSE connection: negotiated, served, invalidated and cut.
 
-Order of life: `open_device` mounts, `attach` gives pyfuse3 the operations, `serve` runs until the mount
-ends, `close` frees. libfuse never sees the mount point: it is given a socket as `/dev/fd/N`, reads the
-kernel's INIT from it and answers into it; the answer is edited (`fs.kernel_init`) and sent on, and then
-the real descriptor takes the number N. libfuse 3.14, lib/fuse_lowlevel.c, `fuse_session_mount`.
+Order of life: `open_device` mounts, `attach` takes the operations and the kernel's INIT, `serve` answers it and runs
+until the mount ends, `close` frees.
 """
 
 import os
 import select
-import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyfuse3
 import trio
 
 from cmkfs.errors import Busy, MountFailed
 from cmkfs.fs import kernel_mount, pagecache
 from cmkfs.fs.guardian import Guardian
-from cmkfs.fs.kernel_init import Negotiated, Wish, negotiate
 from cmkfs.fs.kernel_mount import MountEntry, MountRequest, clear_dead_mount, is_dead_mount
-from cmkfs.fs.polling import DEFAULT_WINDOW, PollingTrio
 from cmkfs.fs.roster import Roster
+from cmkfs.fuse.init import Negotiated, Wish, negotiate
+from cmkfs.fuse.polling import DEFAULT_WINDOW
+from cmkfs.fuse.session import FuseOperations, Session
 
 __all__ = ["DeviceOptions", "FuseDevice", "MountRequest", "clear_dead_mount", "is_dead_mount", "open_device"]
 
 INIT_SECONDS = 5.0
 _LARGEST_INIT = 1 << 16
-_LARGEST_ANSWER = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +44,8 @@ class FuseDevice:
         self._device = device
         self._entry = entry
         self._options = options
-        self._init = b""
-        self._attached = False
-        self._answers: socket.socket | None = None
-        self._session_fd = -1
-        self._libfuse_has_init = False
+        self._init_answer = b""
+        self._session: Session | None = None
         self._negotiated: Negotiated | None = None
         self.serving = trio.Event()  # set once the kernel has its answer and requests are served
 
@@ -68,25 +61,16 @@ class FuseDevice:
 
     @property
     def negotiated(self) -> Negotiated | None:
-        """What kernel and libfuse agreed on; None until `serving` is set."""
+        """What was agreed on with the kernel; None until `attach`."""
         return self._negotiated
 
     # -- Serving -----------------------------------------------------------------------------------
 
-    def attach(self, operations: pyfuse3.Operations) -> None:
-        """Give pyfuse3 the operations and the connection. Raises MountFailed. Once per process at a time."""
-        self._init = self._read_init()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._answers = theirs
-        self._session_fd = ours.detach()
-        theirs.send(self._init)
+    def attach(self, operations: FuseOperations) -> None:
+        """Take what is to be served, and agree with the kernel how. Raises MountFailed. Once."""
+        self._init_answer, self._negotiated = negotiate(self._read_init(), self._options.wish)
         window = self._options.poll_window if len(os.sched_getaffinity(0)) > 1 else 0.0
-        setattr(pyfuse3, "trio", PollingTrio(window, self._exchange_init))  # noqa: B010 - not in its stubs
-        try:
-            pyfuse3.init(operations, f"/dev/fd/{self._session_fd}", set())
-        except RuntimeError as error:
-            raise MountFailed(f"libfuse: {error}") from error
-        self._attached = True
+        self._session = Session(self._device, operations, window)
 
     def _read_init(self) -> bytes:
         poll = select.poll()
@@ -98,37 +82,24 @@ class FuseDevice:
         except OSError as error:
             raise MountFailed(f"no INIT from the kernel: {error.strerror}") from error
 
-    def _exchange_init(self) -> bool:
-        """First call: libfuse is to read INIT from the socket. Second: its answer goes on to the kernel."""
-        if not self._libfuse_has_init:
-            self._libfuse_has_init = True
-            return True
-        if self._answers is None:
-            raise RuntimeError("INIT is exchanged once")
-        try:
-            answer = self._answers.recv(_LARGEST_ANSWER, socket.MSG_DONTWAIT)
-        except BlockingIOError as error:
-            raise MountFailed("libfuse did not answer the kernel's INIT") from error
-        edited, self._negotiated = negotiate(self._init, answer, self._options.wish)
-        os.write(self._device, edited)
-        # Non-blocking: see fs.polling. Not inheritable: a child that held it would keep the mount alive.
-        os.set_blocking(self._device, False)
-        os.dup2(self._device, self._session_fd, inheritable=False)
-        self._answers.close()
-        self._answers = None
-        self.serving.set()
-        return False
-
-    async def serve(self, *, min_tasks: int = 4, max_tasks: int) -> None:
+    async def serve(self, *, max_tasks: int) -> None:
         """Handle requests until the mount ends or `stop` is called, at most `max_tasks` at a time.
 
-        Further ones wait in the kernel. Idle tasks beyond `min_tasks` end.
+        Further ones wait in the kernel. Raises OSError.
         """
-        await pyfuse3.main(min_tasks=min_tasks, max_tasks=max_tasks)
+        if self._session is None:
+            raise RuntimeError("nothing is attached")
+        os.write(self._device, self._init_answer)
+        # Non-blocking: a request can vanish between poll and read when its caller is killed, and a blocking read
+        # would stop the event loop, revocation included, until somebody uses the mount again.
+        os.set_blocking(self._device, False)
+        self.serving.set()
+        await self._session.serve(max_tasks=max_tasks)
 
     def stop(self) -> None:
         """Make `serve` return; requests that are being handled are finished. On the event loop only."""
-        pyfuse3.terminate()
+        if self._session is not None:
+            self._session.stop()
 
     # -- What the kernel remembers -----------------------------------------------------------------
 
@@ -194,17 +165,7 @@ class FuseDevice:
         return True
 
     def close(self) -> None:
-        """Free libfuse's session and the descriptors; what is still mounted is dead then. Idempotent."""
-        if self._attached:
-            self._attached = False
-            pyfuse3.close(unmount=False)  # closes the session's descriptor
-        elif self._session_fd >= 0:
-            os.close(self._session_fd)
-        self._session_fd = -1
-        setattr(pyfuse3, "trio", trio)  # noqa: B010 - not in its stubs
-        if self._answers is not None:
-            self._answers.close()
-            self._answers = None
+        """Free the descriptor; what is still mounted is dead then. Idempotent."""
         if self._device >= 0:
             device, self._device = self._device, -1
             os.close(device)

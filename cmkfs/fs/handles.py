@@ -4,9 +4,9 @@ import itertools
 import os
 from dataclasses import dataclass, field
 
+from cmkfs.caller import Request
 from cmkfs.fs.inodes import Inode
 from cmkfs.fs.openfile import OpenFile
-from cmkfs.keys.policies import Request
 from cmkfs.policy import Action
 
 

@@ -9,7 +9,7 @@ from typing import Final
 
 import trio
 
-from cmkfs.fs.guard import Requests
+from cmkfs.fuse.session import Requests
 
 _LOOKS: Final = 20
 """How often within the time it is looked for use: nothing is done per request, and an idle mount hardly wakes up."""

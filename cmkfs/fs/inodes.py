@@ -34,6 +34,7 @@ class Inode:
 
     __slots__ = (
         "__weakref__",
+        "bare",
         "dir_fd",
         "directory",
         "file",
@@ -68,6 +69,8 @@ class Inode:
         self.retired = False
         """Somebody lost the use of it: until the kernel has looked it up anew, nothing is given out (`revocation`)."""
         self.may_be_setid = True
+        self.bare = False
+        """True if it is known to have no extended attributes: the kernel asks before the first write to a file."""
         self.told_size: int | None = None
         """The plain size that the kernel was told of a file that is not open: it never takes another one."""
 

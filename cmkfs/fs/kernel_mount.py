@@ -1,8 +1,6 @@
 """Mounting and unmounting: mount(2) for root, fusermount3 for everybody else, and what is mounted where.
 
-Nothing here knows libfuse or pyfuse3: the result of a mount is a descriptor of /dev/fuse on which the
-kernel's INIT waits. libfuse's own way is not used because pyfuse3 takes options as ASCII words split at
-commas, and because the INIT answer is edited (`fs.fusedev`).
+The result of a mount is a descriptor of /dev/fuse on which the kernel's INIT waits.
 """
 
 import ctypes

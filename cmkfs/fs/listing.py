@@ -6,7 +6,6 @@ An entry that is there all the time is in the listing exactly once, whatever els
 import os
 from collections.abc import Callable
 
-import pyfuse3
 import trio
 
 from cmkfs.errors import Damaged
@@ -14,6 +13,7 @@ from cmkfs.fs.attributes import Attributes
 from cmkfs.fs.directory import OWN_PREFIX, Directories, plain_name
 from cmkfs.fs.handles import DirHandle
 from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fuse import messages
 
 _BIG_DIRECTORY = 65_536
 """Backing bytes of a directory from which its listing is read in a thread."""
@@ -51,18 +51,18 @@ class Listing:
         finally:
             os.close(fd)
 
-    def reply(self, handle: DirHandle, start: int, token: pyfuse3.ReaddirToken) -> None:
-        """Give the entries from number `start` on to the kernel, as many as its buffer takes."""
+    def reply(self, handle: DirHandle, start: int, into: messages.Listing) -> None:
+        """Give the entries from number `start` on to the kernel, as many as it takes at once."""
         dir_fd = self._inodes.dir_fd(handle.inode)
         with self._inodes.permitted(handle.inode):
             for number in range(start, len(handle.entries)):
-                if not self._reply_entry(handle, dir_fd, number, token):
+                if not self._reply_entry(handle, dir_fd, number, into):
                     return
 
-    def _reply_entry(self, handle: DirHandle, dir_fd: int, number: int, token: pyfuse3.ReaddirToken) -> bool:
+    def _reply_entry(self, handle: DirHandle, dir_fd: int, number: int, into: messages.Listing) -> bool:
         entry = handle.entries[number]
         if entry in (b".", b".."):
-            return pyfuse3.readdir_reply(token, entry, self._dot(handle.inode, entry), number + 1)
+            return into.add(entry, self._dot(handle.inode, entry), number + 1)
         try:
             name = plain_name(self._directories.of(handle.inode), dir_fd, entry)
             found = os.stat(entry, dir_fd=dir_fd, follow_symlinks=False)
@@ -72,13 +72,16 @@ class Listing:
             self._on_damage(handle, entry, error)
             return True  # not a name of this directory
         inode = self._inodes.learn(found, handle.inode, entry)
-        if not pyfuse3.readdir_reply(token, name, self._attributes.fill(inode, found), number + 1):
+        if not into.add(name, self._attributes.fill(inode, found), number + 1):
             self._inodes.drop_if_unused(inode)
             return False
-        inode.lookups += 1
+        if into.plus:
+            inode.lookups += 1
+        else:
+            self._inodes.drop_if_unused(inode)
         return True
 
-    def _dot(self, inode: Inode, name: bytes) -> pyfuse3.EntryAttributes:
+    def _dot(self, inode: Inode, name: bytes) -> messages.Entry:
         if name == b".." and inode.places:
             inode = inode.places[-1][0]
         return self._attributes.of(inode)

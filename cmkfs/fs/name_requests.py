@@ -5,38 +5,31 @@ import os
 import stat
 import time
 
-import pyfuse3
-
-from cmkfs.fs.guard import guarded
+from cmkfs.caller import Request
 from cmkfs.fs.handles import DirHandle
 from cmkfs.fs.inodes import Inode
-from cmkfs.fs.request_handlers import ANY_ACTION, RequestHandlers, request_of
+from cmkfs.fs.request_handlers import ANY_ACTION, RequestHandlers
+from cmkfs.fuse.messages import Entry, Listing, Opened
 from cmkfs.policy import Action
 
 
 class NameRequests(RequestHandlers):
     """Handlers of names, links and directories."""
 
-    @guarded
-    async def mkdir(
-        self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
+    async def mkdir(self, parent_inode: int, name: bytes, mode: int, umask: int, request: Request) -> Entry:
         parent = self._inodes[parent_inode]
-        directory = self._allowed_in(parent, ctx, Action.CREATE)
-        new = self._permissions.for_new(parent, directory.zone, mode | stat.S_IFDIR, ctx.umask)
-        return self._entry(*self._namespace.mkdir(parent, name, new.mode, request_of(ctx), new.acls))
+        directory = self._allowed_in(parent, request, Action.CREATE)
+        new = self._permissions.for_new(parent, directory.zone, mode | stat.S_IFDIR, umask)
+        return self._entry(*self._namespace.mkdir(parent, name, new.mode, request, new.acls))
 
-    @guarded
-    async def mknod(
-        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
+    async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, umask: int, request: Request) -> Entry:
         parent = self._inodes[parent_inode]
-        directory = self._allowed_in(parent, ctx, Action.CREATE)
+        directory = self._allowed_in(parent, request, Action.CREATE)
         if stat.S_ISREG(mode):
-            inode = await self._create(parent, name, mode, ctx)
+            inode = await self._create(parent, name, mode, umask, request)
             return self._entry(inode, self._inodes.stat(inode))
-        new = self._permissions.for_new(parent, directory.zone, mode, ctx.umask)
-        inode, found = self._namespace.mknod(parent, name, new.narrow_mode, rdev, request_of(ctx))
+        new = self._permissions.for_new(parent, directory.zone, mode, umask)
+        inode, found = self._namespace.mknod(parent, name, new.narrow_mode, rdev, request)
         if new.acls:
             try:
                 self._permissions.give(inode, directory.zone, new)
@@ -46,35 +39,26 @@ class NameRequests(RequestHandlers):
             found = self._inodes.stat(inode)
         return self._entry(inode, found)
 
-    @guarded
-    async def symlink(
-        self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
+    async def symlink(self, parent_inode: int, name: bytes, target: bytes, request: Request) -> Entry:
         parent = self._inodes[parent_inode]
-        self._allowed_in(parent, ctx, Action.CREATE)
-        return self._entry(*self._namespace.symlink(parent, name, target, request_of(ctx)))
+        self._allowed_in(parent, request, Action.CREATE)
+        return self._entry(*self._namespace.symlink(parent, name, target, request))
 
-    @guarded
-    async def link(
-        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
+    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, request: Request) -> Entry:
         parent = self._inodes[new_parent_inode]
-        self._allowed_in(parent, ctx, Action.CREATE)
+        self._allowed_in(parent, request, Action.CREATE)
         return self._entry(*self._namespace.link(self._inodes[inode], parent, new_name))
 
-    @guarded
-    async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+    async def unlink(self, parent_inode: int, name: bytes, request: Request) -> None:
         parent = self._inodes[parent_inode]
-        self._allowed_in(parent, ctx, Action.DELETE)
+        self._allowed_in(parent, request, Action.DELETE)
         self._lost_name(self._namespace.unlink(parent, name))
 
-    @guarded
-    async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+    async def rmdir(self, parent_inode: int, name: bytes, request: Request) -> None:
         parent = self._inodes[parent_inode]
-        self._allowed_in(parent, ctx, Action.DELETE)
+        self._allowed_in(parent, request, Action.DELETE)
         self._lost_name(self._namespace.rmdir(parent, name))
 
-    @guarded
     async def rename(
         self,
         parent_inode_old: int,
@@ -82,18 +66,17 @@ class NameRequests(RequestHandlers):
         parent_inode_new: int,
         name_new: bytes,
         flags: int,
-        ctx: pyfuse3.RequestContext,
+        request: Request,
     ) -> None:
         old, new = self._inodes[parent_inode_old], self._inodes[parent_inode_new]
-        self._allowed_in(old, ctx, Action.DELETE)
-        self._allowed_in(new, ctx, Action.CREATE)
+        self._allowed_in(old, request, Action.DELETE)
+        self._allowed_in(new, request, Action.CREATE)
         self._lost_name(self._namespace.rename(old, name_old, new, name_new, flags))
 
-    @guarded
-    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+    async def readlink(self, inode: int, request: Request) -> bytes:
         node = self._inodes[inode]
         zone = self.zone_of(node)
-        self._keyring.authorize_any(zone, request_of(ctx), ANY_ACTION)
+        self._keyring.authorize_any(zone, request, ANY_ACTION)
         target = self._inodes.readlink(node)
         if node.removed and self._symlinks.has_parts(target):
             # Its parts went with its name. ESTALE: a path walk that lost the race looks the name up again.
@@ -101,11 +84,10 @@ class NameRequests(RequestHandlers):
         return self._symlinks.open(zone, target)
 
     async def _create(
-        self, parent: Inode, name: bytes, mode: int, ctx: pyfuse3.RequestContext, *actions: Action
+        self, parent: Inode, name: bytes, mode: int, umask: int, request: Request, *actions: Action
     ) -> Inode:
         """A new empty file, its header written; `actions` are what the caller was allowed beside `create`."""
         directory = self._directories.of(parent)
-        request = request_of(ctx)
         began = time.monotonic_ns()
         changes = self._keyring.policies.changes
         new = await self._keyring.new_file(directory.zone)
@@ -118,7 +100,7 @@ class NameRequests(RequestHandlers):
         self._keyring.audit.used(
             directory.zone, request, "create", identity.file_id, version, rule=rule, began_ns=began
         )
-        rights = self._permissions.for_new(parent, directory.zone, mode, ctx.umask)
+        rights = self._permissions.for_new(parent, directory.zone, mode, umask)
         inode, fd = self._namespace.create(parent, name, rights.narrow_mode, request)
         try:
             self._opener.created(inode, fd, new)
@@ -136,26 +118,23 @@ class NameRequests(RequestHandlers):
 
     # -- directories -----------------------------------------------------------------------------
 
-    @guarded
-    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+    async def opendir(self, inode: int, request: Request) -> Opened:
         node = self._inodes[inode]
-        self._allowed(node, ctx, Action.LIST)
-        return self.handles.add_directory(DirHandle(node, request_of(ctx)))
+        self._allowed(node, request, Action.LIST)
+        return Opened(self.handles.add_directory(DirHandle(node, request)), flags=0)
 
-    @guarded
-    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+    async def readdir(self, fh: int, start_id: int, listing: Listing) -> Listing:
         handle = self.handles.directories[fh]
         if start_id == 0 or not handle.entries:  # a position of another handle: an NFS server goes on by those
             await self._listing.read(handle)
         directory = self._directories.of(handle.inode)
         self._keyring.authorize(directory.zone, handle.request, Action.LIST)
-        self._listing.reply(handle, start_id, token)
+        self._listing.reply(handle, start_id, listing)
+        return listing
 
-    @guarded
     async def releasedir(self, fh: int) -> None:
         self.handles.directories.pop(fh, None)
 
-    @guarded
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         handle = self.handles.directories[fh]
         self._directories.of(handle.inode)

@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Mapping
 
+from cmkfs.caller import Request
 from cmkfs.errors import CrossZone, Damaged
 from cmkfs.format import b64
 from cmkfs.fs.backing import RENAME_EXCHANGE, RENAME_NOREPLACE, Backing, rename
@@ -24,7 +25,6 @@ from cmkfs.fs.directory import (
 from cmkfs.fs.inodes import Ino, Inode, InodeTable
 from cmkfs.fs.newnodes import NewNodes
 from cmkfs.fs.symlinks import Symlinks
-from cmkfs.keys.policies import Request
 from cmkfs.keys.pool import random_id
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,9 @@ class Namespace:
         try:
             found = os.fstat(fd)
             self._new.give_away(dir_fd, fd, found, mode, request)
-            return self._inodes.learn(found, parent, names.entry), fd
+            inode = self._inodes.learn(found, parent, names.entry)
+            inode.bare = True
+            return inode, fd
         except BaseException:
             os.close(fd)
             os.unlink(names.entry, dir_fd=dir_fd)

@@ -9,11 +9,11 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from cmkfs.caller import Request
 from cmkfs.errors import Damaged
 from cmkfs.fs.backing import Backing, chown
 from cmkfs.fs.directory import DIR_ID, Directory
 from cmkfs.fs.xattrs import seal_attributes
-from cmkfs.keys.policies import Request
 from cmkfs.keys.pool import random_id
 
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 
 from cmkfs.crypto.content import ZERO_PAGE, Buffer, ContentCipher
-from cmkfs.crypto.dek import FileKey, ReadSlots
+from cmkfs.crypto.dek import NEW_FILE, FileKey, ReadSlots
 from cmkfs.errors import Damaged
 from cmkfs.format.header import Identity
 from cmkfs.format.holes import Holes
@@ -28,7 +28,7 @@ from cmkfs.fs.backingfile import BackingFile
 from cmkfs.fs.heldkey import HeldKey
 from cmkfs.fs.inodes import Inode
 from cmkfs.fs.rwlock import RWLock
-from cmkfs.fs.slots import NEW_FILE, SealedClean, Slots, new_header
+from cmkfs.fs.slots import SealedClean, Slots, new_header
 from cmkfs.fs.xattrs import has_xattrs
 from cmkfs.keys.keyring import Keyring, Lease
 from cmkfs.keys.zone import Zone
@@ -132,7 +132,7 @@ class OpenFile:
 
     # -- write -----------------------------------------------------------------------------------
 
-    async def write(self, plain_off: int, data: bytes) -> int:
+    async def write(self, plain_off: int, data: Buffer) -> int:
         """Store `data` at `plain_off`; what is between the old end and there becomes a hole. Gives len(data).
 
         Raises OSError (ENOSPC, EFBIG, …) with the file as long as it was.

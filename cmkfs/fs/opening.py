@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 import trio
 
 from cmkfs.crypto.content import ZERO_PAGE, ContentCipher
+from cmkfs.crypto.dek import NEW_FILE
 from cmkfs.errors import CmkfsError, Damaged
 from cmkfs.format.header import Identity, Slot, is_unwritten
 from cmkfs.format.layout import BLOCK, PAGE, cipher_off
@@ -19,7 +20,7 @@ from cmkfs.format.verdict import Verdict, judge
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.inodes import Inode, InodeTable
 from cmkfs.fs.openfile import OpenFile
-from cmkfs.fs.slots import NEW_FILE, new_header
+from cmkfs.fs.slots import new_header
 from cmkfs.fs.xattrs import has_xattrs, own_xattrs
 from cmkfs.keys.keyring import Keyring, Lease
 from cmkfs.keys.zone import Zone

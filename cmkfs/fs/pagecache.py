@@ -1,7 +1,7 @@
 """What the kernel remembers of a mount, and how it is told to forget: raw FUSE notifications.
 
-The messages go straight to a descriptor of /dev/fuse and not through libfuse, because they must also
-work after the connection was aborted and the session is gone. Source: linux/fuse.h,
+The messages go straight to a descriptor of /dev/fuse: they must also work after the connection was aborted and the
+session is gone. Source: linux/fuse.h,
 `fuse_notify_inval_inode_out`, `fuse_notify_inval_entry_out`.
 """
 

@@ -8,10 +8,11 @@ import os
 import stat
 from dataclasses import dataclass
 
+from cmkfs.caller import Request
 from cmkfs.fs.acl import ACCESS, DEFAULT, Acl
 from cmkfs.fs.inodes import Inode, InodeTable
 from cmkfs.fs.xattrs import Xattrs
-from cmkfs.keys.policies import Request, supplementary_groups
+from cmkfs.keys.policies import supplementary_groups
 from cmkfs.keys.zone import Zone
 
 NOTHING: dict[bytes, bytes] = {}

@@ -2,15 +2,13 @@
 
 import os
 
-import pyfuse3
-
+from cmkfs.caller import Request
 from cmkfs.errors import CmkfsError, Damaged, KeyUnavailable, PolicyDenied
 from cmkfs.fs.directory import Directories, backing_name
 from cmkfs.fs.handles import DirHandle, Handles
 from cmkfs.fs.inodes import Inode, InodeTable
 from cmkfs.fs.openfile import OpenFile
 from cmkfs.keys.keyring import Keyring
-from cmkfs.keys.policies import Request
 from cmkfs.keys.zone import Zone
 
 _BY_HANDLE = frozenset({"read", "write", "fsync"})
@@ -62,8 +60,7 @@ class Reporting:
         if event in _BY_DIRECTORY_HANDLE:
             directory = self._handles.directories.get(number)
             return (directory.inode, directory.request) if directory is not None else (None, None)
-        ctx = next((arg for arg in args if isinstance(arg, pyfuse3.RequestContext)), None)
-        request = Request(ctx.uid, ctx.gid, ctx.pid) if ctx is not None else None
+        request = next((arg for arg in args if isinstance(arg, Request)), None)
         return self._inodes.get(number), request
 
     def _zone(self, inode: Inode | None) -> Zone | None:

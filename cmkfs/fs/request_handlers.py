@@ -2,14 +2,15 @@
 
 import errno
 import os
+from collections.abc import Sequence
 from typing import Final
 
-import pyfuse3
-
+from cmkfs.caller import Request
 from cmkfs.errors import CmkfsError
 from cmkfs.fs.attributes import Attributes
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.directory import Directories, Directory
+from cmkfs.fs.guard import errno_of
 from cmkfs.fs.handles import Handles
 from cmkfs.fs.inodes import Inode, InodeTable
 from cmkfs.fs.listing import Listing
@@ -20,25 +21,17 @@ from cmkfs.fs.reporting import Reporting
 from cmkfs.fs.setattr import Setattr
 from cmkfs.fs.symlinks import Symlinks
 from cmkfs.fs.xattrs import Xattrs
+from cmkfs.fuse.messages import Entry
+from cmkfs.fuse.session import Requests
 from cmkfs.keys.keyring import Keyring
-from cmkfs.keys.policies import Request
 from cmkfs.keys.zone import Zone
 from cmkfs.policy import Action
 
 ANY_ACTION: Final = (Action.LIST, Action.READ, Action.WRITE, Action.CREATE, Action.DELETE)
 
 
-def request_of(ctx: pyfuse3.RequestContext) -> Request:
-    """Who asks."""
-    return Request(ctx.uid, ctx.gid, ctx.pid)
-
-
-class RequestHandlers(pyfuse3.Operations):
+class RequestHandlers:
     """The objects of a mount; the handlers themselves are in the classes that inherit this one."""
-
-    supports_dot_lookup = False
-    enable_writeback_cache = True
-    enable_acl = False
 
     def __init__(
         self,
@@ -55,7 +48,6 @@ class RequestHandlers(pyfuse3.Operations):
         *,
         no_xattrs: bool = False,
     ) -> None:
-        super().__init__()
         self._no_xattrs = no_xattrs
         self._backing = backing
         self._inodes = inodes
@@ -68,16 +60,23 @@ class RequestHandlers(pyfuse3.Operations):
         self._symlinks = Symlinks(backing.root_fd)
         self._xattrs = xattrs
         self._permissions = permissions
-        self.enable_acl = permissions.enabled
         self.handles = Handles()
         self._reporting = Reporting(inodes, directories, self.handles, keyring)
         self._listing = Listing(inodes, directories, attributes, self._reporting.damaged_entry)
         self.stored_while_settling = 0
         self.refused_bytes = 0
 
-    def report(self, event: str, args: tuple[object, ...], error: CmkfsError) -> None:
-        """Tell the audit log of a refusal, or of damage."""
-        self._reporting.failed(event, args, error)
+    def errno_of(self, name: str, args: tuple[object, ...], error: Exception) -> int:
+        """What the kernel is told when the handler `name` raised; the audit log is told of a refusal, or of damage."""
+        if isinstance(error, CmkfsError):
+            self._reporting.failed(name, args, error)
+        return errno_of(name, error)
+
+    def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        """The kernel drops so many lookups of each inode."""
+        Requests.quiet += 1
+        for inode in self._inodes.forget(inode_list):
+            self._lost_name(inode)
 
     # -- who and where ---------------------------------------------------------------------------
 
@@ -103,25 +102,24 @@ class RequestHandlers(pyfuse3.Operations):
         """The authenticated directory of an inode. Raises Damaged, Locked, …"""
         return self._directories.of(inode)
 
-    def _allowed_in(self, parent: Inode, ctx: pyfuse3.RequestContext, action: Action) -> Directory:
+    def _allowed_in(self, parent: Inode, request: Request, action: Action) -> Directory:
         directory = self._directories.of(parent)
-        self._keyring.authorize(directory.zone, request_of(ctx), action)
+        self._keyring.authorize(directory.zone, request, action)
         return directory
 
-    def _allowed(self, inode: Inode, ctx: pyfuse3.RequestContext, *actions: Action) -> Zone:
-        return self._allowed_by(inode, ctx, *actions)[0]
+    def _allowed(self, inode: Inode, request: Request, *actions: Action) -> Zone:
+        return self._allowed_by(inode, request, *actions)[0]
 
-    def _allowed_by(self, inode: Inode, ctx: pyfuse3.RequestContext, *actions: Action) -> tuple[Zone, str]:
+    def _allowed_by(self, inode: Inode, request: Request, *actions: Action) -> tuple[Zone, str]:
         """The zone, and the rules that allow it."""
         zone = self.zone_of(inode)
-        request = request_of(ctx)
         rule = self._keyring.authorize(zone, request, actions[0])
         for action in actions[1:]:
             another = self._keyring.authorize(zone, request, action)
             rule = rule if another == rule else f"{rule},{another}"
         return zone, rule
 
-    def _entry(self, inode: Inode, found: os.stat_result) -> pyfuse3.EntryAttributes:
+    def _entry(self, inode: Inode, found: os.stat_result) -> Entry:
         """An entry given to the kernel: from now on it knows the inode."""
         entry = self._attributes.fill(inode, found)
         inode.lookups += 1

@@ -3,16 +3,21 @@
 import errno
 import os
 import stat
+from functools import partial
 
-import pyfuse3
 import trio
 
+from cmkfs.caller import Request
+from cmkfs.fs.forgetting import Device
 from cmkfs.fs.inodes import Inode, InodeTable
 from cmkfs.fs.openfile import OpenFile
 from cmkfs.fs.opening import FileOpener
 from cmkfs.fs.permissions import Permissions, in_group
-from cmkfs.keys.policies import Request
+from cmkfs.fuse.messages import Changes
 from cmkfs.keys.zone import Zone
+
+_TICK_NS = 10_000_000
+"""The clock that times of files are taken from moves every 1 to 10 ms (CONFIG_HZ)."""
 
 
 class Setattr:
@@ -22,41 +27,52 @@ class Setattr:
         self._permissions = permissions
         self._inodes = inodes
         self._opener = opener
+        self._device: Device | None = None
+
+    def use(self, device: Device) -> None:
+        """From now on this kernel connection is told of what changes without its knowing."""
+        self._device = device
 
     async def apply(
         self,
         inode: Inode,
         zone: Zone,
-        attr: pyfuse3.EntryAttributes,
-        fields: pyfuse3.SetattrFields,
+        changes: Changes,
         request: Request,
     ) -> None:
-        """Set all that `fields` names. Raises OSError, Damaged, Locked, …"""
-        if fields.update_size:
-            await self._resize(inode, zone, attr.st_size, request)
-        if not fields.update_size or _more_than_size(fields):
+        """Set all that `changes` names. Raises OSError, Damaged, Locked, …"""
+        if changes.size is not None:
+            await self._resize(inode, zone, changes.size, request)
+        if changes.size is None or changes.more_than_size:
+            if not changes.more_than_times and self._times_are_so(inode, changes):
+                return
             inode.may_be_setid = True
             with self._inodes.reach(inode) as path:
-                self._change(path, inode, attr, fields, request)
-                if fields.update_atime or fields.update_mtime:
-                    _set_times(path, inode.file, attr, fields)
-            if fields.update_mode:
-                await self._permissions.follow_mode(inode, zone, attr.st_mode)
+                self._change(path, inode, changes, request)
+                if changes.atime_ns is not None or changes.mtime_ns is not None:
+                    _set_times(path, inode.file, changes)
+            if changes.mode is not None:
+                await self._permissions.follow_mode(inode, zone, changes.mode)
 
-    def _change(
-        self,
-        path: str,
-        inode: Inode,
-        attr: pyfuse3.EntryAttributes,
-        fields: pyfuse3.SetattrFields,
-        request: Request,
-    ) -> None:
-        if fields.update_uid or fields.update_gid or not _more_than_size(fields):
+    def _times_are_so(self, inode: Inode, changes: Changes) -> bool:
+        """True if they are what they are to be: the kernel sends them once more when a name of the file changed.
+
+        Then the change of the name has moved ctime in the vault a moment ago.
+        """
+        if changes.atime_ns is not None or changes.mtime_ns is None or changes.ctime_ns is None:
+            return False
+        found = self._inodes.stat(inode)
+        kept = None if inode.file is None else inode.file.pages.mtime_ns
+        mtime_ns = found.st_mtime_ns if kept is None else kept
+        return mtime_ns == changes.mtime_ns and changes.ctime_ns - found.st_ctime_ns <= _TICK_NS
+
+    def _change(self, path: str, inode: Inode, changes: Changes, request: Request) -> None:
+        if changes.uid is not None or changes.gid is not None or not changes.more_than_size:
             # Nothing named is chown(path, -1, -1), which takes setuid and setgid away like every chown.
             _check_privileges(path, inode, request)
-            os.chown(path, attr.st_uid if fields.update_uid else -1, attr.st_gid if fields.update_gid else -1)
-        if fields.update_mode:
-            os.chmod(path, stat.S_IMODE(attr.st_mode))
+            os.chown(path, -1 if changes.uid is None else changes.uid, -1 if changes.gid is None else changes.gid)
+        if changes.mode is not None:
+            os.chmod(path, stat.S_IMODE(changes.mode))
 
     async def _resize(self, inode: Inode, zone: Zone, size: int, request: Request) -> None:
         file = await self._opener.open(inode, zone)
@@ -88,16 +104,17 @@ class Setattr:
         file.inode.may_be_setid = bool(kept & stat.S_ISGID)
         if kept != mode:
             os.fchmod(file.fd, stat.S_IMODE(kept))
-            await trio.to_thread.run_sync(lambda: pyfuse3.invalidate_inode(file.inode.ino, attr_only=True))
+            if self._device is not None:  # the kernel has cached the mode
+                await trio.to_thread.run_sync(partial(self._device.invalidate_inode, file.inode.ino, attr_only=True))
 
 
-def _set_times(path: str, file: OpenFile | None, attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> None:
+def _set_times(path: str, file: OpenFile | None, changes: Changes) -> None:
     now = os.stat(path)
     kept = file.pages.mtime_ns if file is not None else None
-    atime = attr.st_atime_ns if fields.update_atime else now.st_atime_ns
+    atime = now.st_atime_ns if changes.atime_ns is None else changes.atime_ns
     mtime = now.st_mtime_ns if kept is None else kept
-    if fields.update_mtime:
-        mtime = attr.st_mtime_ns
+    if changes.mtime_ns is not None:
+        mtime = changes.mtime_ns
     os.utime(path, ns=(atime, mtime))
     if file is not None and kept is not None:
         file.pages.mtime_ns = mtime
@@ -119,9 +136,3 @@ def _check_privileges(path: str, inode: Inode, request: Request) -> None:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         if not member:
             os.chmod(path, stat.S_IMODE(found.st_mode) & ~stat.S_ISGID)
-
-
-def _more_than_size(fields: pyfuse3.SetattrFields) -> bool:
-    return bool(
-        fields.update_mode or fields.update_uid or fields.update_gid or fields.update_atime or fields.update_mtime
-    )

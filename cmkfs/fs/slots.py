@@ -11,15 +11,10 @@ from cmkfs.format.header import MAX_HOLE_RANGES, SLOT_OFFSETS, Identity, Slot, S
 from cmkfs.format.holes import Holes
 from cmkfs.fs.backing import Backing
 
-_FIRST_SLOTS = (Slot(1, 0, State.DIRTY, 0), Slot(2, 0, State.DIRTY, 0))
-_FIRST_BODIES = tuple(slot.body() for slot in _FIRST_SLOTS)
-NEW_FILE = ReadSlots(_FIRST_SLOTS[1], 1, intact=True)
-"""What the header of a new file says."""
-
 
 def new_header(identity: Identity, key: FileKey) -> bytes:
-    """The header page of an empty file: both slots filled, dirty, with floor 0."""
-    return identity.to_bytes() + key.seal_body(0, _FIRST_BODIES[0]) + key.seal_body(1, _FIRST_BODIES[1])
+    """The header page of an empty file, which says `NEW_FILE`."""
+    return identity.to_bytes() + key.first_slots()
 
 
 @dataclass(frozen=True, slots=True)

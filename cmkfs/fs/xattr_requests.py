@@ -1,13 +1,12 @@
 """Requests about extended attributes."""
 
 import errno
+import os
 
-import pyfuse3
-
+from cmkfs.caller import Request
 from cmkfs.fs.acl import ACL_NAMES
-from cmkfs.fs.guard import guarded
 from cmkfs.fs.inodes import Inode
-from cmkfs.fs.request_handlers import ANY_ACTION, RequestHandlers, request_of
+from cmkfs.fs.request_handlers import ANY_ACTION, RequestHandlers
 from cmkfs.fs.xattrs import check_name
 from cmkfs.keys.policies import is_admin
 from cmkfs.policy import Action
@@ -21,71 +20,67 @@ class XattrRequests(RequestHandlers):
     def _check_xattrs(self) -> None:
         if self._no_xattrs:
             # Answered once, ENOSYS keeps the kernel from asking before each write.
-            raise pyfuse3.FUSEError(errno.ENOSYS)
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    def _used_attributes(self, event: str, node: Inode, ctx: pyfuse3.RequestContext, rule: str) -> None:
+    def _used_attributes(self, event: str, node: Inode, request: Request, rule: str) -> None:
         if node.file is not None:  # a directory's are under the zone's key
-            self._reporting.used(event, node.file, request_of(ctx), rule)
+            self._reporting.used(event, node.file, request, rule)
 
     def _check_name(self, name: bytes) -> None:
         check_name(name, acl=self._permissions.enabled)
 
-    @guarded
-    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+    async def getxattr(self, inode: int, name: bytes, request: Request) -> bytes:
         self._check_xattrs()
         self._check_name(name)
         node = self._inodes[inode]
         if name in ACL_NAMES or name == CAPABILITY:  # the kernel asks, whatever the caller may read
             zone = self.zone_of(node)
-            self._keyring.authorize_any(zone, request_of(ctx), ANY_ACTION)
+            self._keyring.authorize_any(zone, request, ANY_ACTION)
             rule = ""
         else:
-            zone, rule = self._allowed_by(node, ctx, Action.READ)
+            zone, rule = self._allowed_by(node, request, Action.READ)
         if not self._xattrs.has_any(node):
-            raise pyfuse3.FUSEError(errno.ENODATA)
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         async with self._xattrs.owned(node, zone):
-            self._used_attributes("xattr.read", node, ctx, rule)
+            self._used_attributes("xattr.read", node, request, rule)
             return self._xattrs.get(node, zone, name)
 
-    @guarded
-    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
+    async def setxattr(self, inode: int, name: bytes, value: bytes, flags: int, request: Request) -> None:
         self._check_xattrs()
         self._check_name(name)
         node = self._inodes[inode]
-        zone, rule = self._allowed_by(node, ctx, Action.WRITE)
+        zone, rule = self._allowed_by(node, request, Action.WRITE)
         async with self._xattrs.owned(node, zone):
-            self._used_attributes("xattr.write", node, ctx, rule)
+            self._used_attributes("xattr.write", node, request, rule)
             if name in ACL_NAMES:
-                self._permissions.set_acl(node, zone, name, value, request_of(ctx))
+                self._permissions.set_acl(node, zone, name, value, request)
             else:
-                self._xattrs.set(node, zone, name, value)
+                self._xattrs.set(node, zone, name, value, flags)
 
-    @guarded
-    async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+    async def removexattr(self, inode: int, name: bytes, request: Request) -> None:
         self._check_xattrs()
         self._check_name(name)
         node = self._inodes[inode]
-        zone, rule = self._allowed_by(node, ctx, Action.WRITE)
+        zone, rule = self._allowed_by(node, request, Action.WRITE)
         async with self._xattrs.owned(node, zone):
-            self._used_attributes("xattr.write", node, ctx, rule)
+            self._used_attributes("xattr.write", node, request, rule)
             if name in ACL_NAMES:
                 self._permissions.remove_acl(node, zone, name)
             else:
                 self._xattrs.remove(node, zone, name)
 
-    @guarded
-    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
+    async def listxattr(self, inode: int, request: Request) -> list[bytes]:
         self._check_xattrs()
         node = self._inodes[inode]
-        zone, rule = self._allowed_by(node, ctx, Action.READ)
+        zone, rule = self._allowed_by(node, request, Action.READ)
         if not self._xattrs.has_any(node):
             return []
         async with self._xattrs.owned(node, zone):
-            self._used_attributes("xattr.read", node, ctx, rule)
-            return self._shown(self._xattrs.names(node, zone), ctx)
+            self._used_attributes("xattr.read", node, request, rule)
+            return self._shown(self._xattrs.names(node, zone), request)
 
-    def _shown(self, names: list[bytes], ctx: pyfuse3.RequestContext) -> list[bytes]:
+    def _shown(self, names: list[bytes], request: Request) -> list[bytes]:
         """`trusted.` names are told to those who may use them (xattr(7)), ACLs on a mount that has them."""
-        if any(name.startswith(b"trusted.") for name in names) and not is_admin(ctx.pid, ctx.uid):
+        if any(name.startswith(b"trusted.") for name in names) and not is_admin(request.pid, request.uid):
             names = [name for name in names if not name.startswith(b"trusted.")]
         return names if self._permissions.enabled else [name for name in names if name not in ACL_NAMES]

@@ -66,6 +66,7 @@ class Xattrs:
             raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
         owner = self._owner_id(inode)
         sealed = zone.keys.seal_xattr(owner, name, value)
+        inode.bare = False
         with self._inodes.reach(inode) as path, _no_namespace():
             os.setxattr(path, _prefix(inode) + zone.keys.xattr_handle(owner, name), sealed, flags)
 
@@ -77,9 +78,12 @@ class Xattrs:
 
     def has_any(self, inode: Inode) -> bool:
         """True if the backing has attributes for it; needs no key."""
+        if inode.bare:
+            return False
         prefix = _prefix(inode).decode()
         with self._inodes.reach(inode) as path:
-            return any(name.startswith(prefix) for name in os.listxattr(path))
+            inode.bare = not any(name.startswith(prefix) for name in os.listxattr(path))
+        return not inode.bare
 
     def names(self, inode: Inode, zone: Zone) -> list[bytes]:
         """The plain names of all attributes. Raises Damaged if one does not authenticate."""

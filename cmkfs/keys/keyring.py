@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 
 from cmkfs.audit.auditor import Auditor
+from cmkfs.caller import Request
 from cmkfs.crypto.dek import FileKey
 from cmkfs.crypto.kdf import commitment
 from cmkfs.crypto.zonekeys import ZoneKeys
@@ -17,7 +18,7 @@ from cmkfs.format.header import Identity
 from cmkfs.format.recipient import CmkVersion, Recipient, WrapContext, WrapKind
 from cmkfs.format.vault import VaultFile
 from cmkfs.keys.dekcache import DekCache
-from cmkfs.keys.policies import Policies, Request
+from cmkfs.keys.policies import Policies
 from cmkfs.keys.pool import DekPool, NewFile, random_id
 from cmkfs.keys.provider import SECRET_SIZE
 from cmkfs.keys.token_client import TokenClient, WrappedSecret
@@ -71,9 +72,11 @@ class Keyring:
     def authorize_any(self, zone: Zone, request: Request, actions: tuple[Action, ...]) -> None:
         """Return if at least one of `actions` is allowed: a name is looked up before anything else is done with it."""
         zone.check()
-        if not any(self.policies.allows(zone.cmk_id, request, action) for action in actions):
-            rule = self.policies.decide(zone.cmk_id, request, actions[0]).rule
-            raise PolicyDenied(f"uid {request.uid} has no rights under CMK {zone.cmk_name}", rule=rule)
+        for action in actions:
+            if self.policies.decide(zone.cmk_id, request, action).allowed:
+                return
+        rule = self.policies.decide(zone.cmk_id, request, actions[0]).rule
+        raise PolicyDenied(f"uid {request.uid} has no rights under CMK {zone.cmk_name}", rule=rule)
 
     # -- file keys -------------------------------------------------------------------------------
 
@@ -188,7 +191,9 @@ class Keyring:
         new_files = []
         for (file_id, dek), committed, wrapped in zip(secrets, commitments, made, strict=False):
             identity = Identity(file_id, zone.zone_id, committed, (Recipient(version, wrapped),))
-            new_files.append(NewFile(identity, FileKey(dek, identity, secret)))
+            key = FileKey(dek, identity, secret)
+            key.prepare()
+            new_files.append(NewFile(identity, key))
         return new_files
 
     async def _newest(self, zone: Zone) -> CmkVersion:

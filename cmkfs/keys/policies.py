@@ -7,12 +7,12 @@ the owner of the mount, and a memory of decisions that ends with each change of 
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from cmkfs.accounts import NO_GROUP, groups_of
 from cmkfs.audit.auditor import Caller
 from cmkfs.audit.process import login_uid
+from cmkfs.caller import Request
 from cmkfs.format.recipient import CmkId
 from cmkfs.policy import NO_RULE, Action, Decision, Needs, Policy, Principal, Rules, decide, decide_admin
 
@@ -21,15 +21,6 @@ _NEVER = float("inf")
 _NOTHING = Needs(groups=False, exe=False)
 _CAP_SYS_ADMIN = 21
 _UNREAD = Decision(False, NO_RULE)
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """Who asks, as the kernel tells: effective uid and gid, and the process (0: in another pid namespace)."""
-
-    uid: int
-    gid: int
-    pid: int
 
 
 class _InForce:

@@ -5,9 +5,11 @@ A wrap is bound to its file id, so a pool entry is a whole identity: id, DEK, co
 
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Final
 
 import trio
 
@@ -26,13 +28,32 @@ class NewFile:
     key: FileKey
 
 
-class DekPool:
-    """Prepared identities of one zone. `prepare(n)` makes n of them with n token calls."""
+_QUIET_SECONDS: Final = 0.05
+_SOON_SECONDS: Final = 10.0
+_BATCH_SECONDS: Final = 0.02
+"""How long one batch may keep the token from others, who wait for a key to read with."""
 
-    def __init__(self, prepare: Callable[[int], Awaitable[list[NewFile]]], size: int = 256, batch: int = 32) -> None:
+
+class DekPool:
+    """Prepared identities of one zone. `prepare(n)` makes n of them with n token calls.
+
+    It holds `size` of them, twice as many each time that they are used up within seconds, up to `most`: whoever
+    unpacks an archive does not wait for a token that takes milliseconds for each call.
+    """
+
+    def __init__(
+        self,
+        prepare: Callable[[int], Awaitable[list[NewFile]]],
+        size: int = 256,
+        batch: int = 32,
+        most: int = 6144,
+    ) -> None:
         self._prepare = prepare
         self._size = size
-        self._batch = batch
+        self._batch = self._largest_batch = batch
+        self._most = most
+        self._taken = 0
+        self._filled_at = 0.0
         self._ready: deque[NewFile] = deque()
         self._wanted = trio.Event()
         self._waiting: set[trio.CancelScope] = set()
@@ -55,6 +76,7 @@ class DekPool:
 
     async def take(self) -> NewFile:
         """One identity; waits for the token only if the pool is empty. Raises KeyUnavailable."""
+        self._taken += 1
         if len(self._ready) <= self._size // 2:
             self._wanted.set()
         if self._ready:
@@ -71,14 +93,35 @@ class DekPool:
         """Background task: refill when half empty. Nothing is wrapped before the first file is created."""
         while not self._ended:
             await self._wanted.wait()
+            await self._until_quiet()
             self._wanted = trio.Event()
+            if self._is_low and time.monotonic() - self._filled_at < _SOON_SECONDS:
+                self._size = max(self._size, min(2 * self._size, self._most))
             try:
                 while not self._ended and len(self._ready) < self._size:
-                    self._ready.extend(await self._prepare(min(self._batch, self._size - len(self._ready))))
+                    await self._fill(min(self._batch, self._size - len(self._ready)))
+                self._filled_at = time.monotonic()
             except CmkfsError as error:
                 log.info("DEKs are not wrapped ahead: %s", error)
             except Exception:
                 log.exception("DEKs are not wrapped ahead")
+
+    @property
+    def _is_low(self) -> bool:
+        return len(self._ready) <= self._size // 8
+
+    async def _until_quiet(self) -> None:
+        """Whoever makes many files now is not to share the processor with the making of keys for later."""
+        before = -1
+        while not self._is_low and before != self._taken:
+            before = self._taken
+            await trio.sleep(_QUIET_SECONDS)
+
+    async def _fill(self, count: int) -> None:
+        began = time.monotonic()
+        self._ready.extend(await self._prepare(count))
+        each = (time.monotonic() - began) / count
+        self._batch = max(1, min(self._largest_batch, int(_BATCH_SECONDS / each))) if each else self._largest_batch
 
 
 def random_id() -> bytes:

@@ -10,16 +10,14 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import cast
 
-import pyfuse3
 from contract.fake_token import FakeToken
 from contract.token_thread import ThreadTransport, TokenWorker
 
 from cmkfs.answers import ControlAnswers
+from cmkfs.caller import Request
 from cmkfs.config import MountOptions
 from cmkfs.errors import CmkfsError
 from cmkfs.fs.backing import Backing
@@ -28,6 +26,7 @@ from cmkfs.fs.guard import Bugs
 from cmkfs.fs.openfile import OpenFile
 from cmkfs.fs.operations import Operations
 from cmkfs.fs.vaultdir import read_vault_file, read_zone_record
+from cmkfs.fuse.messages import Changes, Entry, Listing
 from cmkfs.keys.keyring import Keyring
 from cmkfs.keys.policies import Policies
 from cmkfs.keys.token_client import TokenClient
@@ -133,33 +132,23 @@ class Harness:
         return await ControlAnswers(self.mounted).handlers()["unlock"]({})
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks; stands for pyfuse3's RequestContext, which only pyfuse3 can fill."""
-
-    uid: int = 0
-    gid: int = 0
-    pid: int = 0
-    umask: int = 0
-
-
 class Program:
     """Calls by inode number and name. Errors are OSErrors, as a program sees them."""
 
-    def __init__(self, operations: Operations, caller: Caller | None = None) -> None:
+    def __init__(self, operations: Operations, caller: Request | None = None) -> None:
         self.operations = operations
-        self.ctx = cast(pyfuse3.RequestContext, caller or Caller())
+        self.request = caller or Request(0, 0, 0)
         self._lookups: dict[int, int] = {}
 
     # -- names ------------------------------------------------------------------------------------
 
-    def _learn(self, entry: pyfuse3.EntryAttributes) -> pyfuse3.EntryAttributes:
+    def _learn(self, entry: Entry) -> Entry:
         self._lookups[entry.st_ino] = self._lookups.get(entry.st_ino, 0) + 1
         return entry
 
-    async def lookup(self, parent: int, name: bytes) -> pyfuse3.EntryAttributes:
+    async def lookup(self, parent: int, name: bytes) -> Entry:
         with errnos():
-            entry = await self.operations.lookup(parent, name, self.ctx)
+            entry = await self.operations.lookup(parent, name, self.request)
         if entry.st_ino == 0:
             raise FileNotFoundError(name)
         return self._learn(entry)
@@ -171,102 +160,98 @@ class Program:
             ino = (await self.lookup(ino, name)).st_ino
         return ino
 
-    async def stat(self, ino: int) -> pyfuse3.EntryAttributes:
+    async def stat(self, ino: int) -> Entry:
         with errnos():
-            return await self.operations.getattr(ino, self.ctx)
+            return await self.operations.getattr(ino, self.request)
 
-    async def entries(self, ino: int) -> dict[bytes, pyfuse3.EntryAttributes]:
+    async def entries(self, ino: int) -> dict[bytes, Entry]:
         """What `readdir` gives, `.` and `..` too."""
-        found: dict[bytes, pyfuse3.EntryAttributes] = {}
-
-        def take(token: object, name: bytes, attr: pyfuse3.EntryAttributes, next_id: int) -> bool:
-            assert name not in found
-            found[name] = attr
-            if name not in (b".", b".."):
-                self._learn(attr)
-            return True
-
+        found: dict[bytes, Entry] = {}
         with errnos():
-            fh = await self.operations.opendir(ino, self.ctx)
-            before, pyfuse3.readdir_reply = pyfuse3.readdir_reply, take
+            opened = await self.operations.opendir(ino, self.request)
             try:
-                await self.operations.readdir(fh, 0, cast(pyfuse3.ReaddirToken, None))
+                listing = Entries()
+                await self.operations.readdir(opened.fh, 0, listing)
             finally:
-                pyfuse3.readdir_reply = before
-                await self.operations.releasedir(fh)
+                await self.operations.releasedir(opened.fh)
+        for name, entry in listing.found:
+            assert name not in found
+            found[name] = entry
+            if name not in (b".", b".."):
+                self._learn(entry)
         return found
 
     async def mkdir(self, parent: int, name: bytes) -> int:
         with errnos():
-            return self._learn(await self.operations.mkdir(parent, name, 0o755, self.ctx)).st_ino
+            return self._learn(await self.operations.mkdir(parent, name, 0o755, 0, self.request)).st_ino
 
     async def mknod(self, parent: int, name: bytes, mode: int) -> int:
         with errnos():
-            return self._learn(await self.operations.mknod(parent, name, mode, 0, self.ctx)).st_ino
+            return self._learn(await self.operations.mknod(parent, name, mode, 0, 0, self.request)).st_ino
 
     async def symlink(self, parent: int, name: bytes, target: bytes) -> int:
         with errnos():
-            return self._learn(await self.operations.symlink(parent, name, target, self.ctx)).st_ino
+            return self._learn(await self.operations.symlink(parent, name, target, self.request)).st_ino
 
     async def readlink(self, ino: int) -> bytes:
         with errnos():
-            return await self.operations.readlink(ino, self.ctx)
+            return await self.operations.readlink(ino, self.request)
 
     async def link(self, ino: int, parent: int, name: bytes) -> None:
         with errnos():
-            self._learn(await self.operations.link(ino, parent, name, self.ctx))
+            self._learn(await self.operations.link(ino, parent, name, self.request))
 
     async def unlink(self, parent: int, name: bytes) -> None:
         with errnos():
-            await self.operations.unlink(parent, name, self.ctx)
+            await self.operations.unlink(parent, name, self.request)
 
     async def rmdir(self, parent: int, name: bytes) -> None:
         with errnos():
-            await self.operations.rmdir(parent, name, self.ctx)
+            await self.operations.rmdir(parent, name, self.request)
 
     async def rename(self, old: int, name: bytes, new: int, new_name: bytes, flags: int = 0) -> None:
         with errnos():
-            await self.operations.rename(old, name, new, new_name, flags, self.ctx)
+            await self.operations.rename(old, name, new, new_name, flags, self.request)
 
     async def forget_all(self) -> None:
         """The kernel forgets every inode but the root: what it knows, it must look up again."""
         forgotten = [(ino, count) for ino, count in self._lookups.items() if ino != ROOT]
         self._lookups.clear()
-        await self.operations.forget(forgotten)
+        self.operations.forget(forgotten)
 
     # -- attributes -------------------------------------------------------------------------------
 
     async def set_xattr(self, ino: int, name: bytes, value: bytes) -> None:
         with errnos():
-            await self.operations.setxattr(ino, name, value, self.ctx)
+            await self.operations.setxattr(ino, name, value, 0, self.request)
 
     async def get_xattr(self, ino: int, name: bytes) -> bytes:
         with errnos():
-            return await self.operations.getxattr(ino, name, self.ctx)
+            return await self.operations.getxattr(ino, name, self.request)
 
     async def remove_xattr(self, ino: int, name: bytes) -> None:
         with errnos():
-            await self.operations.removexattr(ino, name, self.ctx)
+            await self.operations.removexattr(ino, name, self.request)
 
     async def xattrs(self, ino: int) -> dict[bytes, bytes]:
         return {name: await self.get_xattr(ino, name) for name in await self.list_xattrs(ino)}
 
     async def list_xattrs(self, ino: int) -> list[bytes]:
         with errnos():
-            return list(await self.operations.listxattr(ino, self.ctx))
+            return list(await self.operations.listxattr(ino, self.request))
 
     # -- files ------------------------------------------------------------------------------------
 
     async def create(self, parent: int, name: bytes) -> int:
         """Create and open for reading and writing; gives the handle."""
         with errnos():
-            info, entry = await self.operations.create(parent, name, 0o644, os.O_RDWR, self.ctx)
+            info, entry = await self.operations.create(parent, name, 0o644, os.O_RDWR, 0, self.request)
         self._learn(entry)
         return int(info.fh)
 
     async def open(self, ino: int, flags: int = os.O_RDWR) -> int:
         with errnos():
-            info = await self.operations.open(ino, flags, self.ctx)
+            info = await self.operations.open(ino, flags, self.request)
         return int(info.fh)
 
     async def close(self, fh: int) -> None:
@@ -287,19 +272,8 @@ class Program:
 
     async def truncate(self, fh: int, size: int) -> None:
         ino = self.file(fh).inode.ino
-        fields = SimpleNamespace(
-            update_size=True,
-            update_mode=False,
-            update_uid=False,
-            update_gid=False,
-            update_atime=False,
-            update_mtime=False,
-        )
-        attr = SimpleNamespace(st_size=size)
         with errnos():
-            told = await self.operations.setattr(
-                ino, cast(pyfuse3.EntryAttributes, attr), cast(pyfuse3.SetattrFields, fields), fh, self.ctx
-            )
+            told = await self.operations.setattr(ino, Changes(size=size), fh, self.request)
         assert told.st_size == size
 
     def file(self, fh: int) -> OpenFile:
@@ -328,19 +302,29 @@ class Program:
         return ino
 
 
+class Entries(Listing):
+    """A listing that takes all there is, and keeps the values."""
+
+    def __init__(self) -> None:
+        super().__init__(1 << 30, plus=True)
+        self.found: list[tuple[bytes, Entry]] = []
+
+    def add(self, name: bytes, entry: Entry, next_offset: int) -> bool:
+        self.found.append((name, entry))
+        return super().add(name, entry, next_offset)
+
+
 @contextmanager
 def errnos() -> Iterator[None]:
     """What the kernel would tell the program."""
     try:
         yield
-    except pyfuse3.FUSEError as error:
-        cause = error.__cause__
+    except CmkfsError as error:
         failure = OSError(error.errno, os.strerror(error.errno))
-        if isinstance(cause, CmkfsError):
-            failure.add_note(f"{type(cause).__name__}: {cause}")
-        raise failure from cause
+        failure.add_note(f"{type(error).__name__}: {error}")
+        raise failure from error
 
 
-def is_dir(entry: pyfuse3.EntryAttributes) -> bool:
+def is_dir(entry: Entry) -> bool:
     """Is it a directory's entry?"""
     return stat.S_ISDIR(entry.st_mode)

@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 
 from cmkfs.fs.fusedev import clear_dead_mount, is_dead_mount
-from cmkfs.fs.kernel_init import NO_FLAGS, InitFlag
 from cmkfs.fs.kernel_mount import MountEntry, mounted_at, parse_mountinfo
+from cmkfs.fuse.init import NO_FLAGS, InitFlag
 
 PROGRAM = Path(__file__).with_name("tiny_fs.py")
 REPOSITORY = Path(__file__).parents[2]
@@ -309,11 +309,10 @@ def test_a_user_needs_a_mount_point_of_his_own(mount: Mount) -> None:
 @both
 def test_what_was_negotiated_is_told(mount: Mount, uid: int) -> None:
     found = mount(uid=uid)("negotiated")
-    assert found["fallback"] == ""
     assert InitFlag(found["refused"]) == NO_FLAGS
     assert InitFlag(found["flags"]) & InitFlag.HANDLE_KILLPRIV_V2
     assert InitFlag(found["flags"]) & InitFlag.WRITEBACK_CACHE
-    assert (found["max_write"], found["max_pages"], found["max_background"]) == (1 << 20, 256, 64)
+    assert (found["max_write"], found["max_background"]) == (1 << 20, 64)
 
 
 def test_the_kernel_takes_max_background(mount: Mount) -> None:

@@ -109,7 +109,7 @@ def test_open_flags_answer_as_on_the_plain_filesystem(both: SideBySide, flags: i
     both.same(prepare)
     for name in ("file", "missing", "directory", "link", "dangling"):
         if flags & os.O_TMPFILE == os.O_TMPFILE and name == "directory":
-            continue  # FUSE has it since Linux 6.1, and libfuse 3.14 does not: EOPNOTSUPP is what programs expect
+            continue  # not served: EOPNOTSUPP is what programs expect
         both.same(lambda place, name=name: _open(place / name, flags))  # type: ignore[misc]
     both.same_trees()
 

@@ -1,4 +1,4 @@
-"""What FUSE or pyfuse3 cannot do answers the errno that makes programs fall back (docs/limits.md has the list)."""
+"""What FUSE cannot do answers the errno that makes programs fall back (docs/limits.md has the list)."""
 
 import ctypes
 import errno

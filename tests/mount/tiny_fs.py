@@ -11,29 +11,27 @@ import os
 import stat
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyfuse3
 import trio
 
 from cmkfs.errors import CmkfsError
 from cmkfs.fs.fusedev import DeviceOptions, FuseDevice, MountRequest, open_device
-from cmkfs.fs.kernel_init import InitFlag, Wish
+from cmkfs.fs.guard import errno_of
 from cmkfs.fs.kernel_mount import FUSECTL
+from cmkfs.fuse import polling
+from cmkfs.fuse.init import InitFlag, Wish
+from cmkfs.fuse.messages import DIRECT_IO, KEEP_CACHE, Entry, Opened
 
 ROOT, HELLO, SLOW, FILE, DIRECT, LINK = 1, 2, 3, 4, 5, 6
 NAMES = {b"hello": HELLO, b"slow": SLOW, b"file": FILE, b"direct": DIRECT, b"link": LINK}
 
 
-class Tiny(pyfuse3.Operations):
-    supports_dot_lookup = False
-    enable_writeback_cache = True
-
+class Tiny:
     def __init__(self, timeout: float) -> None:
-        super().__init__()
-        self.timeout = timeout
+        self.timeout = int(timeout)
         self.content = {HELLO: bytearray(b"hello"), SLOW: bytearray(b"slow"), FILE: bytearray()}
         self.content[DIRECT] = bytearray(4096)
         self.requests: Counter[str] = Counter()
@@ -42,36 +40,37 @@ class Tiny(pyfuse3.Operations):
         self.may_read_slow = trio.Event()
         self.somebody_reads_slow = trio.Condition()
 
-    def _attributes(self, inode: int) -> pyfuse3.EntryAttributes:
-        entry = pyfuse3.EntryAttributes()
-        entry.st_ino = pyfuse3.InodeT(inode)
-        kind = {ROOT: stat.S_IFDIR | 0o777, LINK: stat.S_IFLNK | 0o777}.get(inode, stat.S_IFREG | 0o666)
-        entry.st_mode = pyfuse3.ModeT(kind)
-        entry.st_size = len(self.content.get(inode, b""))
-        entry.st_uid, entry.st_gid = os.getuid(), os.getgid()
-        entry.entry_timeout = entry.attr_timeout = self.timeout
-        return entry
+    def errno_of(self, name: str, args: tuple[object, ...], error: Exception) -> int:
+        return errno_of(name, error)
 
-    async def lookup(self, parent_inode, name, ctx):  # type: ignore[no-untyped-def]
+    def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        self.requests["forget"] += 1
+
+    def _attributes(self, inode: int) -> Entry:
+        kind = {ROOT: stat.S_IFDIR | 0o777, LINK: stat.S_IFLNK | 0o777}.get(inode, stat.S_IFREG | 0o666)
+        size, timeout = len(self.content.get(inode, b"")), self.timeout
+        return Entry(inode, 0, timeout, timeout, kind, 1, os.getuid(), os.getgid(), st_size=size)
+
+    async def lookup(self, parent_inode, name, request):  # type: ignore[no-untyped-def]
         self.requests["lookup"] += 1
         if name not in NAMES:
-            raise pyfuse3.FUSEError(errno.ENOENT)
+            raise failure(errno.ENOENT)
         return self._attributes(NAMES[name])
 
-    async def getattr(self, inode, ctx):  # type: ignore[no-untyped-def]
+    async def getattr(self, inode, request):  # type: ignore[no-untyped-def]
         self.requests["getattr"] += 1
         return self._attributes(inode)
 
-    async def setattr(self, inode, attr, fields, fh, ctx):  # type: ignore[no-untyped-def]
+    async def setattr(self, inode, changes, fh, request):  # type: ignore[no-untyped-def]
         self.requests["setattr"] += 1
-        if fields.update_size:
+        if changes.size is not None:
             content = self.content[inode]
-            content[:] = content[: attr.st_size].ljust(attr.st_size, b"\0")
+            content[:] = content[: changes.size].ljust(changes.size, b"\0")
         return self._attributes(inode)
 
-    async def open(self, inode, flags, ctx):  # type: ignore[no-untyped-def]
+    async def open(self, inode, flags, request):  # type: ignore[no-untyped-def]
         self.requests["open"] += 1
-        return pyfuse3.FileInfo(fh=inode, direct_io=inode in (DIRECT, SLOW), keep_cache=True)
+        return Opened(inode, KEEP_CACHE | (DIRECT_IO if inode in (DIRECT, SLOW) else 0))
 
     async def read(self, fh, off, size):  # type: ignore[no-untyped-def]
         self.requests["read"] += 1
@@ -91,27 +90,31 @@ class Tiny(pyfuse3.Operations):
         content[off : off + len(buf)] = buf
         return len(buf)
 
-    async def getxattr(self, inode, name, ctx):  # type: ignore[no-untyped-def]
+    async def getxattr(self, inode, name, request):  # type: ignore[no-untyped-def]
         self.requests["getxattr"] += 1
-        raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
+        raise failure(errno.ENODATA)
 
-    async def mkdir(self, parent_inode, name, mode, ctx):  # type: ignore[no-untyped-def]
-        self.created.append((mode & 0o7777, ctx.umask))
-        raise pyfuse3.FUSEError(errno.EROFS)
+    async def mkdir(self, parent_inode, name, mode, umask, request):  # type: ignore[no-untyped-def]
+        self.created.append((mode & 0o7777, umask))
+        raise failure(errno.EROFS)
 
-    async def readlink(self, inode, ctx):  # type: ignore[no-untyped-def]
+    async def readlink(self, inode, request):  # type: ignore[no-untyped-def]
         self.requests["readlink"] += 1
         return b"hello"
 
-    async def opendir(self, inode, ctx):  # type: ignore[no-untyped-def]
-        return inode
+    async def opendir(self, inode, request):  # type: ignore[no-untyped-def]
+        return Opened(inode, 0)
 
-    async def readdir(self, fh, start_id, token):  # type: ignore[no-untyped-def]
-        return
+    async def readdir(self, fh, start_id, listing):  # type: ignore[no-untyped-def]
+        return listing
 
-    async def statfs(self, ctx):  # type: ignore[no-untyped-def]
+    async def statfs(self, request):  # type: ignore[no-untyped-def]
         self.requests["statfs"] += 1
-        return pyfuse3.StatvfsData()
+        return os.statvfs("/")
+
+
+def failure(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
 
 
 class Steering:
@@ -192,14 +195,14 @@ class Steering:
         return {}
 
     async def pretend_readable(self) -> dict[str, Any]:
-        """Make the next wait end although nothing is there, as if the request had vanished after the poll."""
-        lowlevel: Any = pyfuse3.trio.lowlevel  # type: ignore[attr-defined]
-        really: Callable[[int], Any] = lowlevel.wait_readable
+        """Make the next look find what is not there, as if the request had vanished after the poll."""
+        really = polling.Readiness.at_once
 
-        async def once(fd: int) -> None:
-            lowlevel.wait_readable = really
+        def once(readiness: polling.Readiness) -> bool:
+            polling.Readiness.at_once = really  # type: ignore[method-assign]
+            return True
 
-        lowlevel.wait_readable = once
+        polling.Readiness.at_once = once  # type: ignore[method-assign]
         return {}
 
     async def ticks(self, seconds: float) -> dict[str, Any]:

@@ -16,6 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "accounts": set(),
     "looking": set(),
+    "caller": set(),
     "toml_source": {"errors"},
     "home": {"errors"},
     "config": {"errors", "toml_source"},
@@ -26,18 +27,45 @@ MAY_IMPORT: dict[str, set[str]] = {
     # the data path, from the bytes on disk up to the kernel
     "format": {"errors"},
     "crypto": {"errors", "format"},
-    "keys": {"looking", "accounts", "audit", "config", "crypto", "errors", "format", "home", "policy", "policyfile"},
-    "fs": {"looking", "audit", "crypto", "errors", "format", "keys", "policy"},
+    "fuse": {"caller", "errors", "looking"},
+    "keys": {
+        "caller",
+        "looking",
+        "accounts",
+        "audit",
+        "config",
+        "crypto",
+        "errors",
+        "format",
+        "home",
+        "policy",
+        "policyfile",
+    },
+    "fs": {"caller", "fuse", "looking", "audit", "crypto", "errors", "format", "keys", "policy"},
     "maintenance": {"crypto", "errors", "format", "fs", "keys"},
     # how commands talk to a mount: knows nothing of what a mount does
     "control": {"errors", "home"},
     # the composition root, and what people type
     "auditing": {"audit", "config", "errors", "home", "keys"},
     "zones": {"errors", "format", "fs", "keys"},
-    "mounted": {"audit", "config", "control", "crypto", "errors", "format", "fs", "home", "keys", "policy", "zones"},
-    "answers": {"audit", "auditing", "control", "errors", "format", "fs", "keys", "mounted", "policy"},
+    "mounted": {"audit", "fuse"}
+    | {"config", "control", "crypto", "errors", "format", "fs", "home", "keys", "policy", "zones"},
+    "answers": {
+        "audit",
+        "auditing",
+        "caller",
+        "control",
+        "errors",
+        "format",
+        "fs",
+        "fuse",
+        "keys",
+        "mounted",
+        "policy",
+    },
     "mount": {
-        *("answers", "auditing", "config", "control", "crypto", "errors", "format", "fs", "home", "keys", "mounted"),
+        *("answers", "auditing", "config", "control", "crypto", "errors", "format", "fs", "fuse", "home", "keys"),
+        "mounted",
         "policy",
     },
     "cli": {
@@ -66,7 +94,6 @@ ONLY_IN: dict[str, set[str]] = {
     "click": {"cli"},
     "cryptography": {"crypto", "keys"},
     "pkcs11": {"keys"},
-    "pyfuse3": {"fs", "mount", "mounted"},
 }
 """Which parts know a library at all."""
 
@@ -80,7 +107,7 @@ PURE = [
 ]
 """Modules that only decide or lay out bytes: the same answer for the same arguments, nothing else happens."""
 
-IMPURE = {"os", "io", "socket", "subprocess", "threading", "time", "trio", "pyfuse3", "pkcs11", "pathlib"}
+IMPURE = {"os", "io", "socket", "subprocess", "threading", "time", "trio", "pkcs11", "pathlib"}
 
 FUNCTION_LIMIT = 80
 FILE_LIMIT = 400

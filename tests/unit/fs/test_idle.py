@@ -6,8 +6,8 @@ import pytest
 import trio
 import trio.testing
 
-from cmkfs.fs.guard import Requests
 from cmkfs.fs.idle import whenever_idle
+from cmkfs.fuse.session import Requests
 
 SECONDS = 600.0
 

@@ -9,13 +9,14 @@ import trio
 from contract.fake_token import FakeProvider, FakeToken
 from contract.token_thread import ThreadTransport, TokenWorker
 
+from cmkfs.caller import Request
 from cmkfs.crypto.kdf import commitment
 from cmkfs.crypto.zonekeys import ZoneKeys
 from cmkfs.format.header import Identity
 from cmkfs.format.recipient import Recipient, WrapContext, WrapKind
 from cmkfs.format.vault import NO_DIRECTORY, VaultFile, ZoneRecord, ZoneRoot
 from cmkfs.keys.keyring import Keyring
-from cmkfs.keys.policies import Policies, Request
+from cmkfs.keys.policies import Policies
 from cmkfs.keys.pool import DekPool
 from cmkfs.keys.provider import Cmk, KeyProvider
 from cmkfs.keys.token_client import TokenClient

@@ -10,9 +10,10 @@ from datetime import tzinfo
 
 import pytest
 
+from cmkfs.caller import Request
 from cmkfs.format.recipient import CmkId
 from cmkfs.keys import policies as module
-from cmkfs.keys.policies import Policies, Request, supplementary_groups
+from cmkfs.keys.policies import Policies, supplementary_groups
 from cmkfs.policy import NO_POLICY, NO_RULE, Action, Decision
 from cmkfs.policyfile import parse
 

@@ -11,7 +11,7 @@ from cmkfs.keys.pool import DekPool, NewFile
 
 
 def pool_of(made: OneZone, size: int, batch: int) -> DekPool:
-    return DekPool(lambda count: made.keyring._prepare(made.zone, count), size, batch)
+    return DekPool(lambda count: made.keyring._prepare(made.zone, count), size, batch, most=size)
 
 
 async def test_nothing_is_wrapped_before_the_first_file(serving: OneZone, nursery: trio.Nursery) -> None:
@@ -102,7 +102,7 @@ async def test_a_refill_that_fails_does_not_end_the_mount(error: type[Exception]
             raise error("no")
         return [object()] * count  # type: ignore[list-item]
 
-    pool = DekPool(prepare, size=4, batch=4)
+    pool = DekPool(prepare, size=4, batch=4, most=4)
     nursery.start_soon(pool.keep_filled)
     with pytest.raises(error):
         await pool.take()
