@@ -11,7 +11,7 @@ import trio.testing
 from model.checking import check
 from model.harness import ROOT, Harness, scratch
 
-from cmkfs.keys.policies import Request
+from cmkfs.caller import Request
 from cmkfs.keys.zone import Zone, ZoneState
 from cmkfs.maintenance.readers import Readers
 from cmkfs.policy import Action
