@@ -21,7 +21,7 @@ _OPENED = ("open.read", "open.write", "open.readwrite", "open.read")
 class FileRequests(NameRequests):
     """Handlers of open files."""
 
-    async def open(self, inode: int, flags: int, request: Request) -> Opened:
+    async def open(self, inode: int, flags: int, kill_suidgid: bool, request: Request) -> Opened:
         began = time.monotonic_ns()
         node = self._inodes[inode]
         zone, rule = self._allowed_by(node, request, *actions_of(flags))
@@ -33,7 +33,7 @@ class FileRequests(NameRequests):
         try:
             self._reporting.used(_OPENED[flags & os.O_ACCMODE], file, request, rule, began)
             if flags & os.O_TRUNC:
-                await self._setattr.truncate(file, 0, request)
+                await self._setattr.truncate(file, 0, request, kill_suidgid=kill_suidgid)
             zone.check()
         except BaseException:
             await self.release(number)
@@ -77,7 +77,7 @@ class FileRequests(NameRequests):
         self._keyring.authorize(handle.file.zone, handle.request, Action.READ)
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
-    async def write(self, fh: int, off: int, buf: Buffer) -> int:
+    async def write(self, fh: int, off: int, buf: Buffer, kill_suidgid: bool) -> int:
         handle = self.handles.files[fh]
         zone = handle.file.zone
         if zone.state is ZoneState.SETTLING:
@@ -85,7 +85,8 @@ class FileRequests(NameRequests):
         elif zone.state is ZoneState.LOCKED:
             self.refused_bytes += len(buf)
         written = await handle.file.write(off, buf)
-        await self._setattr.after_write(handle.file, handle.request)
+        if kill_suidgid:
+            await self._setattr.kill_suidgid(handle.file, handle.request)
         return written
 
     async def release(self, fh: int) -> None:

@@ -42,7 +42,6 @@ class Inode:
         "generation",
         "ino",
         "lookups",
-        "may_be_setid",
         "parent",
         "pin",
         "place_in_roster",
@@ -68,7 +67,6 @@ class Inode:
         self.removed = False
         self.retired = False
         """Somebody lost the use of it: until the kernel has looked it up anew, nothing is given out (`revocation`)."""
-        self.may_be_setid = True
         self.bare = False
         """True if it is known to have no extended attributes: the kernel asks before the first write to a file."""
         self.told_size: int | None = None

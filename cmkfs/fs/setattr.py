@@ -42,11 +42,10 @@ class Setattr:
     ) -> None:
         """Set all that `changes` names. Raises OSError, Damaged, Locked, …"""
         if changes.size is not None:
-            await self._resize(inode, zone, changes.size, request)
+            await self._resize(inode, zone, changes.size, request, kill_suidgid=changes.kill_suidgid)
         if changes.size is None or changes.more_than_size:
             if not changes.more_than_times and self._times_are_so(inode, changes):
                 return
-            inode.may_be_setid = True
             with self._inodes.reach(inode) as path:
                 self._change(path, inode, changes, request)
                 if changes.atime_ns is not None or changes.mtime_ns is not None:
@@ -74,34 +73,31 @@ class Setattr:
         if changes.mode is not None:
             os.chmod(path, stat.S_IMODE(changes.mode))
 
-    async def _resize(self, inode: Inode, zone: Zone, size: int, request: Request) -> None:
+    async def _resize(self, inode: Inode, zone: Zone, size: int, request: Request, *, kill_suidgid: bool) -> None:
         file = await self._opener.open(inode, zone)
         file.handles += 1
         try:
-            await self.truncate(file, size, request)
+            await self.truncate(file, size, request, kill_suidgid=kill_suidgid)
         finally:
             file.handles -= 1
             self._opener.release(file)
 
-    async def truncate(self, file: OpenFile, size: int, request: Request) -> None:
+    async def truncate(self, file: OpenFile, size: int, request: Request, *, kill_suidgid: bool) -> None:
         """Set the size of an open file, as SETATTR or O_TRUNC wants it."""
         if size == 0:
             await self._opener.truncate_to_zero(file)
         else:
             await file.truncate(size)
-        await self.after_write(file, request)
+        if kill_suidgid:
+            await self.kill_suidgid(file, request)
 
-    async def after_write(self, file: OpenFile, request: Request) -> None:
-        """Content changed: setuid and setgid go, unless root changed it (CAP_FSETID, inode(7))."""
-        if request.uid == 0 or not file.inode.may_be_setid:
-            return
+    async def kill_suidgid(self, file: OpenFile, request: Request) -> None:
+        """Content was changed by who has no CAP_FSETID, as the kernel says: setuid and setgid go (inode(7))."""
         found = os.fstat(file.fd)
         mode = found.st_mode
         kept = mode & ~stat.S_ISUID
         if mode & stat.S_IXGRP or not in_group(request, found.st_gid):
             kept &= ~stat.S_ISGID
-        # A setgid bit that this caller may leave is looked at again for the next one.
-        file.inode.may_be_setid = bool(kept & stat.S_ISGID)
         if kept != mode:
             os.fchmod(file.fd, stat.S_IMODE(kept))
             if self._device is not None:  # the kernel has cached the mode

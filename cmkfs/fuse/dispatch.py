@@ -64,7 +64,7 @@ def _inode_name(nodeid: int, request: Request, body: memoryview) -> Arguments:
 
 _SETATTR = struct.Struct("<I4xQQ8xqqqIIII4xII4x")
 _MODE, _UID, _GID, _SIZE, _ATIME, _MTIME, _FH, _ATIME_NOW, _MTIME_NOW = (1 << bit for bit in range(9))
-_CTIME = 1 << 10
+_CTIME, _KILL_SUIDGID = 1 << 10, 1 << 11
 
 
 def _setattr(nodeid: int, request: Request, body: memoryview) -> Arguments:
@@ -83,6 +83,7 @@ def _setattr(nodeid: int, request: Request, body: memoryview) -> Arguments:
         atime_ns if valid & (_ATIME | _ATIME_NOW) else None,
         mtime_ns if valid & (_MTIME | _MTIME_NOW) else None,
         ctime * 10**9 + ctime_ns if valid & _CTIME else None,
+        bool(valid & _KILL_SUIDGID),
     )
     return nodeid, changes, fh if valid & _FH else None, request
 
@@ -120,8 +121,12 @@ def _link(nodeid: int, request: Request, body: memoryview) -> Arguments:
     return _U64.unpack_from(body)[0], nodeid, bytes(body[_U64.size : -1]), request
 
 
+_OPEN_KILL_SUIDGID = 1 << 0
+
+
 def _open(nodeid: int, request: Request, body: memoryview) -> Arguments:
-    return nodeid, _U32.unpack_from(body)[0], request
+    flags, open_flags = _U32_U32.unpack_from(body)
+    return nodeid, flags, bool(open_flags & _OPEN_KILL_SUIDGID), request
 
 
 _CREATE = struct.Struct("<III4x")
@@ -136,9 +141,13 @@ def _read(_nodeid: int, _request: Request, body: memoryview) -> Arguments:
     return _FH_OFFSET_SIZE.unpack_from(body)
 
 
+_WRITE = struct.Struct("<QQII")
+_WRITE_KILL_SUIDGID = 1 << 2
+
+
 def _write(_nodeid: int, _request: Request, body: memoryview) -> Arguments:
-    fh, offset, size = _FH_OFFSET_SIZE.unpack_from(body)
-    return fh, offset, body[_READ_WRITE_BYTES : _READ_WRITE_BYTES + size]
+    fh, offset, size, flags = _WRITE.unpack_from(body)
+    return fh, offset, body[_READ_WRITE_BYTES : _READ_WRITE_BYTES + size], bool(flags & _WRITE_KILL_SUIDGID)
 
 
 def _handle(_nodeid: int, _request: Request, body: memoryview) -> Arguments:

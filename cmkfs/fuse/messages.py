@@ -103,6 +103,8 @@ class Changes(NamedTuple):
     mtime_ns: int | None = None
     ctime_ns: int | None = None
     """When the kernel says that this change is made. ctime is nobody's to set."""
+    kill_suidgid: bool = False
+    """A change of size takes setuid and setgid away (FUSE_HANDLE_KILLPRIV_V2)."""
 
     @property
     def more_than_times(self) -> bool:

@@ -251,7 +251,7 @@ class Program:
 
     async def open(self, ino: int, flags: int = os.O_RDWR) -> int:
         with errnos():
-            info = await self.operations.open(ino, flags, self.request)
+            info = await self.operations.open(ino, flags, False, self.request)
         return int(info.fh)
 
     async def close(self, fh: int) -> None:
@@ -264,7 +264,7 @@ class Program:
 
     async def write(self, fh: int, plain_off: int, data: bytes) -> None:
         with errnos():
-            assert await self.operations.write(fh, plain_off, data) == len(data)
+            assert await self.operations.write(fh, plain_off, data, False) == len(data)
 
     async def fsync(self, fh: int) -> None:
         with errnos():

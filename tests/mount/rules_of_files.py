@@ -156,8 +156,6 @@ CONTENT_CHANGES: Mapping[str, Act] = {
     "empty by open": partial(_open, flags=os.O_WRONLY | os.O_TRUNC),
     "shared mapping": _map_shared,
 }
-_CALLS_THAT_CHANGE = {name: act for name, act in CONTENT_CHANGES.items() if name != "shared mapping"}
-"""docs/limits.md: a store into a mapping takes the privileges away, too."""
 TIMES: Mapping[str, Act] = {
     **{
         f"{first} and {second}": partial(_set_times, atime=one, mtime=two)
@@ -212,8 +210,8 @@ GROUPS: Mapping[str, Mapping[str, Rule]] = {
     "read": _on({"read": _read}, MODES),
     "access": _on({"access": _access}, MODES),
     "content": _on(CONTENT_CHANGES, (0o644, 0o664, 0o666, 0o444, 0o222)),
-    "privileges go with a change of content": _on(_CALLS_THAT_CHANGE, PRIVILEGED)
-    | _on(_CALLS_THAT_CHANGE, (0o777,), capability=True),
+    "privileges go with a change of content": _on(CONTENT_CHANGES, PRIVILEGED)
+    | _on(CONTENT_CHANGES, (0o777,), capability=True),
     "privileges go with a change of owner": _on(OWNER_CHANGES, (*PRIVILEGED, 0o2644))
     | _on(OWNER_CHANGES, (0o755,), capability=True),
     "chown": _on(OWNER_CHANGES, (0o644, 0o666, 0o000)),

@@ -68,7 +68,7 @@ class Tiny:
             content[:] = content[: changes.size].ljust(changes.size, b"\0")
         return self._attributes(inode)
 
-    async def open(self, inode, flags, request):  # type: ignore[no-untyped-def]
+    async def open(self, inode, flags, kill_suidgid, request):  # type: ignore[no-untyped-def]
         self.requests["open"] += 1
         return Opened(inode, KEEP_CACHE | (DIRECT_IO if inode in (DIRECT, SLOW) else 0))
 
@@ -81,7 +81,7 @@ class Tiny:
             await self.may_read_slow.wait()
         return bytes(self.content[fh][off : off + size])
 
-    async def write(self, fh, off, buf):  # type: ignore[no-untyped-def]
+    async def write(self, fh, off, buf, kill_suidgid):  # type: ignore[no-untyped-def]
         self.requests["write"] += 1
         self.requests["largest write"] = max(self.requests["largest write"], len(buf))
         content = self.content[fh]

@@ -31,7 +31,7 @@ CALLS: dict[int, tuple[bytes, str, tuple[Any, ...]]] = {
     Opcode.RENAME: (struct.pack("<Q", 5) + b"old\0new\0", "rename", (NODE, b"old", 5, b"new", 0, WHO)),
     Opcode.RENAME2: (struct.pack("<QII", 5, 2, 0) + b"old\0new\0", "rename", (NODE, b"old", 5, b"new", 2, WHO)),
     Opcode.LINK: (struct.pack("<Q", 9) + b"name\0", "link", (9, NODE, b"name", WHO)),
-    Opcode.OPEN: (struct.pack("<II", 0o2001, 0), "open", (NODE, 0o2001, WHO)),
+    Opcode.OPEN: (struct.pack("<II", 0o2001, 0), "open", (NODE, 0o2001, False, WHO)),
     Opcode.CREATE: (
         struct.pack("<IIII", 0o102, 0o100640, 0o22, 0) + b"name\0",
         "create",
@@ -41,7 +41,7 @@ CALLS: dict[int, tuple[bytes, str, tuple[Any, ...]]] = {
     Opcode.WRITE: (
         struct.pack("<QQIIQII", 3, 2**40, len(PAYLOAD), 0, 0, 0, 0) + PAYLOAD,
         "write",
-        (3, 2**40, PAYLOAD),
+        (3, 2**40, PAYLOAD, False),
     ),
     Opcode.STATFS: (b"", "statfs", (WHO,)),
     Opcode.RELEASE: (struct.pack("<QIIQ", 3, 0, 0, 0), "release", (3,)),
@@ -89,7 +89,7 @@ def setattr_message(valid: int) -> memoryview:
 
 
 MODE, UID, GID, SIZE, ATIME, MTIME, FH, ATIME_NOW, MTIME_NOW = (1 << bit for bit in range(9))
-CTIME = 1 << 10
+CTIME, KILL = 1 << 10, 1 << 11
 SET = {
     SIZE: Changes(size=1234),
     MODE: Changes(mode=0o100600),
@@ -98,6 +98,7 @@ SET = {
     ATIME: Changes(atime_ns=-5 * 10**9 + 1),
     MTIME: Changes(mtime_ns=1_700_000_000 * 10**9 + 2),
     CTIME: Changes(ctime_ns=99 * 10**9 + 3),
+    KILL: Changes(kill_suidgid=True),
 }
 
 
@@ -105,11 +106,20 @@ SET = {
 def test_setattr_sets_what_is_valid_and_nothing_else(chosen: tuple[int, ...]) -> None:
     expected = Changes()
     for bit in chosen:
-        expected = Changes(*(new if new is not None else old for new, old in zip(SET[bit], expected, strict=True)))
+        expected = Changes(
+            *(new if new is not None and new is not False else old for new, old in zip(SET[bit], expected, strict=True))
+        )
     arguments = HANDLERS[Opcode.SETATTR].arguments(NODE, WHO, setattr_message(sum(chosen)))
     assert arguments == (NODE, expected, None, WHO)
     assert expected.more_than_times is bool({SIZE, MODE, UID, GID} & set(chosen))
     assert expected.more_than_size is bool({MODE, UID, GID, ATIME, MTIME} & set(chosen))
+
+
+def test_privileges_that_a_change_takes_away() -> None:
+    opened = HANDLERS[Opcode.OPEN].arguments(NODE, WHO, memoryview(struct.pack("<II", 0o1001, 1)))
+    assert opened == (NODE, 0o1001, True, WHO)
+    message = struct.pack("<QQIIQII", 3, 0, 1, 4, 0, 0, 0) + b"x"
+    assert HANDLERS[Opcode.WRITE].arguments(NODE, WHO, memoryview(message)) == (3, 0, b"x", True)
 
 
 def test_setattr_by_a_descriptor() -> None:

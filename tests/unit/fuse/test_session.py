@@ -37,7 +37,7 @@ class Operations:
             raise OSError(errno.EIO, "after all")
         return bytes(size)
 
-    async def write(self, fh: int, offset: int, data: memoryview) -> int:
+    async def write(self, fh: int, offset: int, data: memoryview, kill_suidgid: bool) -> int:
         before = bytes(data)
         if not fh:
             await self.go.wait()
