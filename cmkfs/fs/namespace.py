@@ -24,7 +24,7 @@ from cmkfs.fs.directory import (
 )
 from cmkfs.fs.inodes import Ino, Inode, InodeTable
 from cmkfs.fs.newnodes import NewNodes
-from cmkfs.fs.symlinks import Symlinks
+from cmkfs.fs.symlinks import LINKS_DIR, Symlinks
 from cmkfs.keys.pool import random_id
 
 log = logging.getLogger(__name__)
@@ -48,16 +48,17 @@ class Namespace:
     # -- durability ------------------------------------------------------------------------------
 
     def unsynced_directories_above(self, inode: Inode) -> list[tuple[Inode, int]]:
-        """The directories on the way to an inode whose entries changed and were not synced, topmost first.
+        """Directories on the ways to all names of an inode whose entries changed and were not synced, topmost first.
 
         Each with the number of its changes so far, for `synced` to say which of them are durable then.
         """
-        found = []
-        while self._unsynced and inode.places:
-            inode = inode.places[-1][0]
-            if inode.ino in self._unsynced:
-                found.append((inode, self._unsynced[inode.ino]))
-        return found[::-1]
+        found: dict[Inode, int] = {}
+        for directory, _ in inode.places if self._unsynced else ():
+            way = [directory]
+            while way[-1].places:
+                way.append(way[-1].places[-1][0])
+            found |= {above: self._unsynced[above.ino] for above in way[::-1] if above.ino in self._unsynced}
+        return list(found.items())
 
     def synced(self, directory: Inode, changes: int) -> None:
         """The first `changes` changes of a directory are durable."""
@@ -132,6 +133,8 @@ class Namespace:
         try:
             sealed = self._symlinks.seal(self._directories.of(parent).zone, target)
             os.symlink(sealed, names.entry, dir_fd=dir_fd)
+            if self._symlinks.has_parts(sealed):
+                self._backing.changed_own(self._backing.root_fd, LINKS_DIR)
         except (OSError, Damaged):
             self._symlinks.remove_parts(sealed)
             self._drop_sidecar(dir_fd, names)
@@ -150,6 +153,7 @@ class Namespace:
             os.mkdir(temporary, mode & 0o7777 | stat.S_IRWXU, dir_fd=dir_fd)
             try:
                 self._new.fill_directory(dir_fd, temporary, self._directories.of(parent), mode, request, attributes)
+                self._backing.changed_own(dir_fd, temporary)
                 rename(dir_fd, temporary, dir_fd, names.entry, RENAME_NOREPLACE)
             except OSError:
                 self._remove_directory(dir_fd, temporary)
@@ -189,6 +193,7 @@ class Namespace:
         if names.sidecar is not None:
             try:
                 os.symlink(names.sealed, names.sidecar, dir_fd=self._inodes.dir_fd(parent))
+                self._backing.changed_own(self._inodes.dir_fd(parent))
             except FileExistsError:
                 log.debug("a long name's sidecar is there already")
         return names

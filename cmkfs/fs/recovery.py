@@ -6,14 +6,14 @@ A crash never needs more than this, and this needs nothing but the next mount (d
 import logging
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from cmkfs.crypto.xaes import NONCE_SIZE
 from cmkfs.errors import CmkfsError, Damaged, KeyUnavailable
 from cmkfs.format.header import Slot, State, is_unwritten, peek_slot
 from cmkfs.format.layout import BLOCK, PAGE, cipher_off, plain_size_of
-from cmkfs.fs.backing import Backing
+from cmkfs.fs.backing import RENAME_NOREPLACE, Backing, rename
 from cmkfs.fs.directory import (
     GONE_PREFIX,
     LONG_PREFIX,
@@ -22,11 +22,13 @@ from cmkfs.fs.directory import (
     TEMPORARY_PREFIX,
     Directories,
     Directory,
+    backing_name,
     plain_name,
 )
 from cmkfs.fs.inodes import Inode, InodeTable
 from cmkfs.fs.opening import FileOpener
 from cmkfs.fs.settle import Settler
+from cmkfs.fs.symlinks import Symlinks
 from cmkfs.fs.vaultdir import ZONE_COPY_PREFIX, zone_copy_name
 from cmkfs.fs.zoneroots import finish_switch
 from cmkfs.keys.zone import Zone, ZoneState
@@ -70,6 +72,7 @@ class Recovery:
         self._directories = directories
         self._opener = opener
         self._settler = settler
+        self._symlinks = Symlinks(backing.root_fd)
         self.report = Report()
         self.locked: dict[Zone, Inode] = {}
         """Zones whose keys could not be had, and their roots: `resume` goes on there."""
@@ -141,14 +144,40 @@ class Recovery:
                     self.locked[zone] = directory
                     self._hold(directory, 1)
             except (CmkfsError, OSError) as error:
-                self._unreadable(directory.places[-1][1] if directory.places else b".", error)
+                if not self._never_made(directory, error):
+                    self._unreadable(directory.places[-1][1] if directory.places else b".", error)
+
+    def _never_made(self, directory: Inode, why: Exception) -> bool:
+        """Remove a directory in which there is not even its id: its own content did not reach the disk."""
+        if not isinstance(why, Damaged) or self._backing.read_only or not directory.places:
+            return False
+        parent, entry = directory.places[-1]
+        try:
+            fd = self._inodes.open(directory, os.O_RDONLY)
+            try:
+                empty = not os.listdir(fd)
+            finally:
+                os.close(fd)
+            if empty:
+                self._remove_unmade(self._inodes.dir_fd(parent), entry, os.rmdir)
+        except OSError as error:
+            log.warning("an empty directory without its id stays: %s", error)
+            return False
+        return empty
+
+    def _remove_unmade(self, dir_fd: int, entry: bytes, remove: Callable[..., None]) -> None:
+        remove(entry, dir_fd=dir_fd)
+        sidecar = SIDECAR_PREFIX + entry[len(LONG_PREFIX) :]
+        if entry.startswith(LONG_PREFIX) and sidecar in os.listdir(f"/proc/self/fd/{dir_fd}".encode()):
+            os.unlink(sidecar, dir_fd=dir_fd)
+        self.report.leftovers_removed += 1
 
     async def _directory(self, parent: Inode, unsettled_since: int) -> list[Inode]:
         self._reached.add(self._authenticated(parent).zone)
         fd = self._inodes.open(parent, os.O_RDONLY)
         try:
+            self._sweep(parent, fd, {os.fsencode(name) for name in os.listdir(fd)})
             entries = [os.fsencode(name) for name in os.listdir(fd)]
-            self._sweep(fd, set(entries))
             below: list[Inode] = []
             for entry in entries:
                 if entry.startswith(OWN_PREFIX):
@@ -181,7 +210,14 @@ class Recovery:
         elif stat.S_ISDIR(found.st_mode):
             plain_name(self._directories.of(parent), fd, entry)
             return [self._inodes.learn(found, parent, entry)]
+        elif stat.S_ISLNK(found.st_mode) and found.st_ctime_ns >= unsettled_since:
+            self._symlink(fd, entry)
         return []
+
+    def _symlink(self, fd: int, entry: bytes) -> None:
+        """Remove one whose long target did not reach the disk whole."""
+        if not self._backing.read_only and self._symlinks.lacks_parts(os.readlink(entry, dir_fd=fd)):
+            self._remove_unmade(fd, entry, os.unlink)
 
     async def _file(self, parent: Inode, entry: bytes, found: os.stat_result) -> None:
         self.report.files_seen += 1
@@ -230,7 +266,7 @@ class Recovery:
         await self._settler.settle_all()
         await self._backing.sync_whole()
 
-    def _sweep(self, fd: int, entries: set[bytes]) -> None:
+    def _sweep(self, parent: Inode, fd: int, entries: set[bytes]) -> None:
         """Remove what a crash left half-made or half-removed."""
         if self._backing.read_only:
             return
@@ -243,27 +279,37 @@ class Recovery:
             if not orphan and not entry.startswith((TEMPORARY_PREFIX, GONE_PREFIX)):
                 continue
             try:
-                self._remove(fd, entry)
+                if not self._remove(fd, entry):
+                    self._keep(parent, fd, entry)
             except (Damaged, OSError) as error:
                 self._unreadable(entry, error)
                 continue
             self.report.leftovers_removed += 1
 
-    def _remove(self, fd: int, entry: bytes) -> None:
+    def _remove(self, fd: int, entry: bytes) -> bool:
+        """False for a directory with something in it."""
         found = os.stat(entry, dir_fd=fd, follow_symlinks=False)
         if not stat.S_ISDIR(found.st_mode):
             os.unlink(entry, dir_fd=fd)
-            return
+            return True
         inside = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
         try:
             names = [os.fsencode(name) for name in os.listdir(inside)]
             if any(not name.startswith(OWN_PREFIX) for name in names):
-                raise Damaged("a half-removed directory that is not empty")
+                return False
             for name in names:
                 os.unlink(name, dir_fd=inside)
         finally:
             os.close(inside)
         os.rmdir(entry, dir_fd=fd)
+        return True
+
+    def _keep(self, parent: Inode, fd: int, entry: bytes) -> None:
+        """Show it: a backing without order had what is in it before it had its name, or has it still after that."""
+        name = b"recovered-" + entry.rpartition(b".")[2][:22]
+        shown = backing_name(self._directories.of(parent), name).entry
+        rename(fd, entry, fd, shown, RENAME_NOREPLACE)
+        log.warning("a directory without a name that lasted is called %s now", os.fsdecode(name))
 
     def _unreadable(self, entry: bytes, why: Exception) -> None:
         self.report.incomplete |= isinstance(why, OSError | KeyUnavailable)

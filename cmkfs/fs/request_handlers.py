@@ -138,7 +138,7 @@ class RequestHandlers:
             os.close(fd)
 
     async def _sync_directories(self, inode: Inode) -> None:
-        """Make the names on the way to an inode durable where one fsync does not do it for all (btrfs)."""
+        """Make the names on the way to an inode durable where one fsync does not do it for all."""
         for directory, changes in self._namespace.unsynced_directories_above(inode):
             await self._sync_directory(directory)
             self._namespace.synced(directory, changes)

@@ -55,6 +55,14 @@ class Symlinks:
             raise Damaged("a long symlink target has another length than told")
         return target
 
+    def lacks_parts(self, backing_target: bytes) -> bool:
+        """True if a part of the target is not there: after a crash it was never made. Raises Damaged."""
+        if not self.has_parts(backing_target):
+            return False
+        link_id, count, _ = _parse(backing_target)
+        with self._links() as links:
+            return not all(_is_there(_part(link_id, number), links) for number in range(count))
+
     def remove_parts(self, backing_target: bytes) -> None:
         """The last link is gone: so are its parts. One that is gone already is no error."""
         if not self.has_parts(backing_target):
@@ -96,6 +104,14 @@ class Symlinks:
             yield fd
         finally:
             os.close(fd)
+
+
+def _is_there(name: bytes, dir_fd: int) -> bool:
+    try:
+        os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _part(link_id: bytes, number: int) -> bytes:

@@ -26,7 +26,7 @@ from cmkfs.maintenance.content import CHUNK, Outcome, Task
 from cmkfs.maintenance.findings import Finding, Place, Remedy, Report
 from cmkfs.maintenance.ownnames import OwnNames
 from cmkfs.maintenance.readers import Readers
-from cmkfs.maintenance.structure import check_tree
+from cmkfs.maintenance.structure import check_tree, is_empty
 
 _BATCH = 64
 """Files whose keys are unwrapped in one turn of the token's thread."""
@@ -239,7 +239,10 @@ class Survey:
             remedy = Remedy.PUT_AWAY if self._misses_zone(inode) else Remedy.NEW_NAME
             self._damage(remedy, place, str(error))
             return
-        self._waiting.append((inode, place.path))
+        if self._vault.recovering and is_empty(self._vault.inodes, inode):
+            self._report.unsettled += 1  # the next mount removes it
+        else:
+            self._waiting.append((inode, place.path))
 
     def _symlink(self, place: Place, fd: int, directory: Directory | None) -> None:
         self._report.symlinks += 1
@@ -252,6 +255,8 @@ class Survey:
                 self._vault.symlinks.open(zone, target)
                 return
             except Damaged as error:
+                if self._vault.recovering and self._vault.symlinks.lacks_parts(target):
+                    return  # the next mount removes it
                 if number == len(zones):
                     self._damage(Remedy.PUT_AWAY, place, str(error))
 
@@ -388,8 +393,7 @@ class Survey:
         self._report.notes.append(Finding(remedy, place.path, what, place.parent, place.entry))
 
     def _lock(self, error: CmkfsError) -> None:
-        if str(error) not in self._report.locked:
-            self._report.locked.append(str(error))
+        self._report.locked += {str(error)} - {*self._report.locked}
 
 
 def _joined(path: bytes, name: bytes) -> bytes:

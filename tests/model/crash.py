@@ -223,10 +223,11 @@ class Disk:
         last = max(at for at, event in enumerate(happened) if isinstance(event, Synced))
         synced = happened[last]
         assert isinstance(synced, Synced)
-        return _left(synced.image, happened[last:], rng), oracle
+        return left(synced.image, happened[last:], rng), oracle
 
 
-def _left(image: bytes, events: list[Event], rng: random.Random) -> bytes:
+def left(image: bytes, events: list[Event], rng: random.Random) -> bytes:
+    """What a cut may leave of a file of which `image` was durable, after these events."""
     changes = [at for at, event in enumerate(events) if isinstance(event, SizeChange)]
     bias = rng.choice([0.0, 0.2, 0.5, 0.8, 1.0])
     kept = rng.choice([len(changes), rng.randint(0, len(changes))])

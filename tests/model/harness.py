@@ -270,6 +270,12 @@ class Program:
         with errnos():
             await self.operations.fsync(fh, False)
 
+    async def fsync_directory(self, ino: int) -> None:
+        with errnos():
+            fh = await self.operations.opendir(ino, self.ctx)
+            await self.operations.fsyncdir(fh, False)
+            await self.operations.releasedir(fh)
+
     async def truncate(self, fh: int, size: int) -> None:
         ino = self.file(fh).inode.ino
         with errnos():

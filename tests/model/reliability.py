@@ -18,9 +18,23 @@ PAGE = REPOSITORY / "docs/reliability.md"
 BEGIN, END = "<!-- sums: begin -->\n", "<!-- sums: end -->\n"
 
 CAMPAIGNS = {
+    "model": ("scripts/model", "POSIX calls of several processes, alike on a mount and on a plain directory"),
+    "kill": ("scripts/kill", "SIGKILL of the daemon while programs work, and the mount after it"),
+    **{
+        f"power cut, {kind}": ("scripts/power-cut", f"a real {kind} shut down or brought back while programs work")
+        for kind in ("ext4", "xfs", "btrfs")
+    },
     "forger": ("scripts/forge", "changes to a vault at rest, made without a key, then read"),
     "check": ("scripts/forge", "such changes, then `cmkfs check`, `--repair`, and read again"),
     "crash model": ("scripts/crash-model", "states that a power cut may leave, recovered by the next mount"),
+    **{
+        f"crash model of names, {rule}": ("scripts/crash-names", f"whole vaults after a cut, {what}")
+        for rule, what in (
+            ("ordered", "by the rules of ext4 and xfs"),
+            ("btrfs", "by the rules of btrfs"),
+            ("none", "each directory by itself"),
+        )
+    },
     "check after a cut": ("scripts/crash-model", "such states, judged by `cmkfs check` before and after the recovery"),
 }
 
@@ -67,33 +81,56 @@ def attempt(run: Run, seed: int, work: Callable[[], str | None]) -> None:
     run.seconds += time.monotonic() - began
 
 
-def keep(runs: list[Run]) -> None:
-    """Add runs to the file, and write the page's sums anew."""
-    known = json.loads(RUNS.read_text()) if RUNS.exists() else []
+def keep(runs: list[Run], where: Path = RUNS) -> None:
+    """Add runs to a file; in the committed one, write the page's sums anew."""
+    known = _read(where)
+    for run in runs:
+        if run.tried:
+            _add(known, run)
     # asdict makes a Counter of pairs out of a Counter.
-    known += [
-        {**asdict(run), "outcomes": dict(run.outcomes), "seconds": round(run.seconds, 1)} for run in runs if run.tried
-    ]
-    RUNS.write_text(json.dumps(known, indent=1) + "\n")
-    page = PAGE.read_text()
-    head, _, rest = page.partition(BEGIN)
-    PAGE.write_text(head + BEGIN + sums(known) + END + rest.partition(END)[2])
+    fields = [{**asdict(run), "outcomes": dict(run.outcomes), "seconds": round(run.seconds, 1)} for run in known]
+    where.write_text(json.dumps(fields, indent=1) + "\n")
+    if where == RUNS:
+        page = PAGE.read_text()
+        head, _, rest = page.partition(BEGIN)
+        PAGE.write_text(head + BEGIN + sums(known) + END + rest.partition(END)[2])
 
 
-def sums(known: list[dict[str, object]]) -> str:
+def _read(where: Path) -> list[Run]:
+    if not where.exists():
+        return []
+    found = [Run(**fields) for fields in json.loads(where.read_text())]
+    for run in found:
+        run.outcomes = Counter(run.outcomes)
+    return found
+
+
+def _add(known: list[Run], run: Run) -> None:
+    """A run without failures joins the one before of the same campaign and commit: a campaign is done in parts."""
+    last = next((one for one in reversed(known) if one.campaign == run.campaign), None)
+    if last is None or last.commit != run.commit or last.failures or run.failures:
+        known.append(run)
+        return
+    last.tried, last.seconds = last.tried + run.tried, last.seconds + run.seconds
+    last.outcomes += run.outcomes
+
+
+def add(where: Path) -> None:
+    """Add the runs of a file to the committed one; then that file is gone."""
+    keep(_read(where))
+    where.unlink()
+
+
+def sums(known: list[Run]) -> str:
     """The table of the page."""
     lines = ["| campaign | what | tried | failed | outcomes | hours |", "|---|---|---|---|---|---|"]
     for campaign, (script, what) in CAMPAIGNS.items():
-        runs = [_run(fields) for fields in known if fields["campaign"] == campaign]
+        runs = [run for run in known if run.campaign == campaign]
+        if not runs:
+            continue
         outcomes: Counter[str] = sum((run.outcomes for run in runs), Counter())
         shown = ", ".join(f"{count:,} {name}" for name, count in sorted(outcomes.items()))
         tried, failed = sum(run.tried for run in runs), sum(len(run.failures) for run in runs)
         hours = sum(run.seconds for run in runs) / 3600
         lines.append(f"| {campaign} (`{script}`) | {what} | {tried:,} | {failed} | {shown} | {hours:.2f} |")
     return "\n".join(lines) + "\n"
-
-
-def _run(fields: dict[str, object]) -> Run:
-    run = Run(**fields)  # type: ignore[arg-type]
-    run.outcomes = Counter(run.outcomes)
-    return run

@@ -143,7 +143,11 @@ class RealMount:
         words = options or self.options
         arguments = ["-o", ",".join(words)] if words else []
         said = self.site.cmkfs("mount", str(self.vault), str(self.path), *arguments, "--json")
-        self.pid = json.loads(said.splitlines()[0])["pid"]
+        self.adopt(json.loads(said.splitlines()[0])["pid"])
+
+    def adopt(self, pid: int) -> None:
+        """The daemon that serves it now."""
+        self.pid = pid
         self._process = os.pidfd_open(self.pid)
         self._bugs_seen = 0
 

@@ -1,24 +1,12 @@
-"""The short form of scripts/power-cut, and how many fsyncs of the backing there are: none that nobody asked for."""
+"""How many fsyncs of the backing there are: none that nobody asked for."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
 from real_mount import OWN_CMK, NewMount
 
 REPOSITORY = Path(__file__).parents[2]
 SYNCS = {"fsync", "fdatasync", "syncfs"}
-
-
-@pytest.mark.parametrize("change", ["append", "overwrite", "extend", "replace"])
-def test_every_fsynced_file_survives(change: str) -> None:
-    script = REPOSITORY / "scripts" / "power-cut"
-    command = [sys.executable, str(script), "--files", "12", "--fs", "ext4", "--change", change]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("12 of 12 fsynced files survive") == 2, done.stdout
 
 
 def test_backing_is_synced_only_when_a_program_or_a_batch_asks(new_mount: NewMount) -> None:

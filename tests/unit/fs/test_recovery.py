@@ -24,7 +24,7 @@ def files(top: Path) -> list[Path]:
 
 
 def directories(top: Path) -> list[Path]:
-    return [path for path in top.iterdir() if path.is_dir() and not path.name.startswith("cmkfs.")]
+    return [path for path in top.iterdir() if path.name[:6] != "cmkfs." and path.is_dir()]
 
 
 async def test_a_closed_vault_is_not_recovered(harness: Harness) -> None:
@@ -297,3 +297,52 @@ async def test_a_lock_in_the_middle_of_it_leaves_it_to_the_next_unlock(zone_away
     await zone_away.unmount()
     await zone_away.mount()
     assert zone_away.mounted.recovered is None
+
+
+async def test_a_directory_that_was_never_made_goes(mounted: Harness) -> None:
+    """Its name reached the disk, and not the id in it: on a backing that does not order names."""
+    for name in (b"made", b"unmade", b"u" * 200):
+        await mounted.program.mkdir(ROOT, name)
+    mounted.kill()
+    unmade = sorted(directories(mounted.vault), key=lambda path: path.stat().st_ino)[1:]
+    for path in unmade:
+        (path / "cmkfs.dir").unlink()
+    await mounted.mount()
+    assert set(await mounted.program.entries(ROOT)) == {b".", b"..", b"made"}
+    assert (report(mounted).leftovers_removed, report(mounted).unreadable) == (2, [])
+    assert not list(mounted.vault.glob("cmkfs.long.*"))
+
+
+async def test_a_directory_without_its_id_that_is_not_empty_stays(mounted: Harness) -> None:
+    await mounted.program.save(await mounted.program.mkdir(ROOT, b"dir"), b"file", b"x")
+    mounted.kill()
+    (directory,) = directories(mounted.vault)
+    (directory / "cmkfs.dir").unlink()
+    await mounted.mount()
+    assert report(mounted).leftovers_removed == 0
+    assert len(report(mounted).unreadable) == 1
+    assert len(os.listdir(directory)) == 1
+
+
+async def test_a_symlink_without_all_parts_of_its_target_goes(mounted: Harness) -> None:
+    await mounted.program.symlink(ROOT, b"whole", b"w" * 3000)
+    await mounted.program.symlink(ROOT, b"half", b"h" * 3000)
+    mounted.kill()
+    parts = sorted((mounted.vault / "cmkfs.links").iterdir(), key=lambda path: path.lstat().st_ino)
+    parts[-1].unlink()
+    await mounted.mount()
+    assert set(await mounted.program.entries(ROOT)) == {b".", b"..", b"whole"}
+    assert report(mounted).leftovers_removed == 1
+
+
+@pytest.mark.parametrize("prefix", ["cmkfs.tmp.", "cmkfs.gone."])
+async def test_a_leftover_with_something_in_it_is_shown(mounted: Harness, prefix: str) -> None:
+    directory = await mounted.program.mkdir(ROOT, b"dir")
+    await mounted.program.save(directory, b"file", b"x")
+    mounted.kill()
+    (made,) = directories(mounted.vault)
+    made.rename(mounted.vault / f"{prefix}AAAA")
+    await mounted.mount()
+    assert set(await mounted.program.entries(ROOT)) == {b".", b"..", b"recovered-AAAA"}
+    assert await mounted.program.content(await mounted.program.walk(b"recovered-AAAA", b"file")) == b"x"
+    assert report(mounted).unreadable == []

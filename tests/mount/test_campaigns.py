@@ -1,0 +1,36 @@
+"""The short forms of the campaigns on real mounts; `docs/reliability.md` has what the long ones found."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def run(tmp_path: Path, script: str, *arguments: str) -> list[dict[str, object]]:
+    """Run a script; what it kept."""
+    kept = tmp_path / "kept.json"
+    command = [str(REPOSITORY / ".venv/bin/python"), str(REPOSITORY / "scripts" / script), "--keep", str(kept)]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs: list[dict[str, object]] = json.loads(kept.read_text())
+    assert not any(run["failures"] for run in runs)
+    return runs
+
+
+def test_several_processes_see_what_they_see_on_ext4(tmp_path: Path) -> None:
+    (result,) = run(tmp_path, "model", "--count", "3", "--seed", "1")
+    assert result["tried"] == 27_000
+
+
+def test_a_killed_daemon_loses_nothing(tmp_path: Path) -> None:
+    (result,) = run(tmp_path, "kill", "--count", "3", "--seed", "1")
+    assert result["tried"] == 3
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
+def test_a_power_cut_loses_nothing_that_was_synced(tmp_path: Path, kind: str) -> None:
+    (result,) = run(tmp_path, "power-cut", "--fs", kind, "--count", "2", "--seed", "1")
+    assert result["tried"] == 2
