@@ -272,9 +272,9 @@ class Program:
 
     async def fsync_directory(self, ino: int) -> None:
         with errnos():
-            fh = await self.operations.opendir(ino, self.ctx)
-            await self.operations.fsyncdir(fh, False)
-            await self.operations.releasedir(fh)
+            opened = await self.operations.opendir(ino, self.request)
+            await self.operations.fsyncdir(opened.fh, False)
+            await self.operations.releasedir(opened.fh)
 
     async def truncate(self, fh: int, size: int) -> None:
         ino = self.file(fh).inode.ino

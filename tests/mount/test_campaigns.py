@@ -21,16 +21,16 @@ def run(tmp_path: Path, script: str, *arguments: str) -> list[dict[str, object]]
 
 
 def test_several_processes_see_what_they_see_on_ext4(tmp_path: Path) -> None:
-    (result,) = run(tmp_path, "model", "--count", "3", "--seed", "1")
-    assert result["tried"] == 27_000
+    (result,) = run(tmp_path, "model", "--count", "1", "--seed", "4")
+    assert result["tried"] == 9_000
 
 
 def test_a_killed_daemon_loses_nothing(tmp_path: Path) -> None:
-    (result,) = run(tmp_path, "kill", "--count", "3", "--seed", "1")
-    assert result["tried"] == 3
+    (result,) = run(tmp_path, "kill", "--count", "2", "--seed", "1")
+    assert result["tried"] == 2
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
 def test_a_power_cut_loses_nothing_that_was_synced(tmp_path: Path, kind: str) -> None:
-    (result,) = run(tmp_path, "power-cut", "--fs", kind, "--count", "2", "--seed", "1")
-    assert result["tried"] == 2
+    (result,) = run(tmp_path, "power-cut", "--fs", kind, "--count", "1", "--seed", "3")
+    assert result["tried"] == 1
