@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
-from cmkfs.crypto.zonekeys import MAX_NAME, name_hash
+from cmkfs.crypto.zonekeys import MAX_NAME, ZoneKeys, name_hash
 from cmkfs.errors import Damaged
 from cmkfs.format import b64
 from cmkfs.format.vault import ID_SIZE, ZoneRoot
@@ -53,14 +53,18 @@ def backing_name(directory: Directory, name: bytes) -> BackingName:
     return BackingName(LONG_PREFIX + digest, SIDECAR_PREFIX + digest, sealed)
 
 
-def plain_name(directory: Directory, dir_fd: int, entry: bytes) -> bytes:
-    """The plain name of a backing entry. Raises Damaged, and OSError ENOENT if a sidecar is missing."""
+def plain_name(directory: Directory, dir_fd: int, entry: bytes, keys: ZoneKeys | None = None) -> bytes:
+    """The plain name of a backing entry. Raises Damaged, and OSError ENOENT if a sidecar is missing.
+
+    `keys` are the zone's, if not those that it gives while it serves.
+    """
+    keys = directory.zone.keys if keys is None else keys
     if entry.startswith(LONG_PREFIX):
         sealed = os.readlink(SIDECAR_PREFIX + entry[len(LONG_PREFIX) :], dir_fd=dir_fd)
         if len(sealed) <= MAX_NAME or name_hash(sealed) != entry[len(LONG_PREFIX) :]:
             raise Damaged("a long name whose sidecar belongs to another")
-        return directory.zone.keys.open_name(directory.dir_id, sealed)
-    return directory.zone.keys.open_name(directory.dir_id, entry)
+        return keys.open_name(directory.dir_id, sealed)
+    return keys.open_name(directory.dir_id, entry)
 
 
 class Directories:

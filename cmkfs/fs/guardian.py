@@ -12,6 +12,7 @@ import subprocess
 import sys
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +33,13 @@ LEAVE_SECONDS: Final = 5.0
 STAND_IN_SECONDS: Final = guardian_process.LAST_SECONDS + 5.0
 
 
+@dataclass(slots=True, eq=False)
+class _Order:
+    """An order that the guardian has; `failed` is how many inodes the kernel refused, None until it is answered."""
+
+    failed: int | None = None
+
+
 class Guardian:
     """One guardian process. Used from the event loop; `start` it before anything can be read."""
 
@@ -39,8 +47,12 @@ class Guardian:
         self._process = process
         self._talk = trio.socket.from_stdlib_socket(talk)
         self._orders = orders
-        self._turn = trio.Lock()
-        self._owes_answer = False
+        self._given: dict[int, _Order] = {}
+        self._number = 0
+        self._taken = 0
+        self._reading = False
+        self._news = trio.Event()
+        self._gone = False
 
     @property
     def pid(self) -> int:
@@ -65,30 +77,49 @@ class Guardian:
     async def forget(self, numbers: Sequence[int]) -> None:
         """Have the kernel forget these inodes, in order; dirty pages are written back first.
 
-        Cancelling ends the waiting, not the work. Raises GuardianGone, OSError if the kernel refused some.
+        Waits for no other order. Cancelling ends the waiting, not the work. Raises GuardianGone.
         """
-        async with self._turn:
-            if self._owes_answer:
-                await self._answer()
-            if self._orders < 0:
-                raise GuardianGone("the guardian was killed")
-            try:
-                # Not in a thread: it is memory, and forty reads of a slow disk may have all threads.
-                os.pwrite(self._orders, array("Q", numbers).tobytes(), 0)
-                await self._talk.send(ORDER.pack(len(numbers)))
-            except (OSError, trio.ClosedResourceError) as error:
-                raise GuardianGone(f"the guardian cannot be told: {error}") from error
-            self._owes_answer = True
-            _, failed = ANSWER.unpack(await self._answer())
-            if failed:
-                log.error("%s inodes could not be invalidated", failed)
+        order = await self._give(numbers)
+        while order.failed is None:
+            await self._hear()
+        if order.failed:
+            log.error("%s inodes could not be invalidated", order.failed)
 
-    async def _answer(self) -> bytes:
-        answer = await self._receive()
-        if len(answer) != ANSWER.size:
+    async def _give(self, numbers: Sequence[int]) -> _Order:
+        if self._gone or self._orders < 0:
             raise GuardianGone("the guardian was killed")
-        self._owes_answer = False
-        return answer
+        if not self._given:
+            self._taken = 0  # nobody looks at what was written for earlier ones
+        order, begin = _Order(), self._taken
+        self._number, self._taken = self._number + 1, begin + len(numbers)
+        self._given[self._number] = order
+        try:
+            # Not in a thread: it is memory, and forty reads of a slow disk may have all threads.
+            os.pwrite(self._orders, array("Q", numbers).tobytes(), 8 * begin)
+            await self._talk.send(ORDER.pack(self._number, begin, len(numbers)))
+        except (OSError, trio.ClosedResourceError) as error:
+            raise GuardianGone(f"the guardian cannot be told: {error}") from error
+        return order
+
+    async def _hear(self) -> None:
+        """Return when there was an answer, to whomever: one who waits listens for all. Raises GuardianGone."""
+        if self._gone:
+            raise GuardianGone("the guardian was killed")
+        if self._reading:
+            await self._news.wait()
+            return
+        self._reading = True
+        try:
+            answer = await self._receive()
+            if len(answer) != ANSWER.size:
+                self._gone = True
+                raise GuardianGone("the guardian was killed")
+            number, failed = ANSWER.unpack(answer)
+            self._given.pop(number).failed = failed
+        finally:
+            self._reading = False
+            news, self._news = self._news, trio.Event()
+            news.set()
 
     async def _receive(self) -> bytes:
         try:
@@ -119,10 +150,9 @@ class Guardian:
 
     async def _end(self, seconds: float) -> None:
         self._talk.close()  # ends what waits for an answer
-        async with self._turn:  # nobody writes to the descriptor's number when it is somebody else's
-            orders, self._orders = self._orders, -1
-            if orders >= 0:
-                os.close(orders)
+        orders, self._orders = self._orders, -1  # and nobody writes to a number that is somebody else's then
+        if orders >= 0:
+            os.close(orders)
         with trio.move_on_after(seconds) as scope:
             await self.until_gone()
         if scope.cancelled_caught:

@@ -5,13 +5,14 @@ Run as `python -I -S guardian_process.py DEVICE ROSTER ORDERS TALK`, four descri
 - DEVICE: a clone of the connection (FUSE_DEV_IOC_CLONE). It has its own list of requests that are being
   answered, so those that the daemon had taken end when the daemon does, and new ones can be read here.
 - ROSTER: the numbers of all inodes that the kernel may know (`fs.roster`).
-- ORDERS: the numbers of the present order. TALK: a SOCK_SEQPACKET socket to the daemon, and to nobody else.
+- ORDERS: the numbers of the orders, each in a place of its own. TALK: a SOCK_SEQPACKET socket to the daemon, and to
+  nobody else.
 
 While the daemon lives it does what it is ordered: invalidate these inodes, in a process whose Python the daemon's
-requests do not slow down. When TALK ends without a farewell the daemon is dead: every request is refused from then
-on, every inode is invalidated, and with the end of this process the kernel aborts the connection. It has no key,
-imports nothing of cmkfs, reads no file, and needs no privilege. Source: linux/fuse.h; fs/fuse/dev.c,
-`fuse_dev_release`, `fuse_notify_inval_inode`.
+requests do not slow down. Orders are carried out side by side: none waits for the dirty pages of another. When TALK
+ends without a farewell the daemon is dead: every request is refused from then on, every inode is invalidated, and
+with the end of this process the kernel aborts the connection. It has no key, imports nothing of cmkfs, reads no file,
+and needs no privilege. Source: linux/fuse.h; fs/fuse/dev.c, `fuse_dev_release`, `fuse_notify_inval_inode`.
 """
 
 import _thread
@@ -24,8 +25,8 @@ import time
 
 READY = b"ready"
 FAREWELL = b"bye"
-ORDER = struct.Struct("<Q")  # how many numbers are in ORDERS
-ANSWER = struct.Struct("<QQ")  # how many were done, how many of them failed
+ORDER = struct.Struct("<QQQ")  # its own number, where in ORDERS its inodes begin, how many they are
+ANSWER = struct.Struct("<QQ")  # which order is done, how many of its inodes failed
 
 STALLED_SECONDS = 0.05
 """An inode whose dirty pages take longer to be stored does not hold up the others: a further thread goes on."""
@@ -43,10 +44,11 @@ _ENOENT, _ENODEV, _ENOTCONN = 2, 19, 107
 
 
 class Order:
-    """Inodes to invalidate, by as many threads as it takes; an inode of 0 is none."""
+    """Inodes to invalidate, by as many threads as it takes; an inode of 0 is none. `wake` hears of the end."""
 
-    def __init__(self, device: int, numbers: bytes) -> None:
+    def __init__(self, device: int, numbers: bytes, wake: int = -1) -> None:
         self._device = device
+        self._wake = wake
         self._numbers = memoryview(numbers).cast("Q")
         self._lock = _thread.allocate_lock()
         self._next = 0
@@ -56,9 +58,6 @@ class Order:
         self.failed = 0
         self.done = _thread.allocate_lock()
         self.done.acquire()
-
-    def __len__(self) -> int:
-        return len(self._numbers)
 
     def further_thread(self) -> None:
         """Begin, or go on beside an inode that takes its time."""
@@ -97,6 +96,8 @@ class Order:
             self._threads -= 1
             if not self._threads:
                 self.done.release()
+                if self._wake >= 0:
+                    os.write(self._wake, b"!")
 
 
 def refuse(device: int) -> None:
@@ -131,20 +132,32 @@ def stand_in(device: int, roster: int) -> None:
 
 def serve(device: int, orders: int, talk: int) -> bool:
     """Carry out orders until the daemon says farewell: True; or ends without one: False."""
-    daemon = select.poll()
-    daemon.register(talk, select.POLLIN)
+    done, wake = os.pipe()
+    waiting = select.poll()
+    for fd in (talk, done):
+        waiting.register(fd, select.POLLIN)
+    running: dict[int, Order] = {}
+    hurry_at = 0.0
     while True:
-        message = os.read(talk, 64)
-        if message in (b"", FAREWELL):
-            return message == FAREWELL
-        order = Order(device, os.pread(orders, ORDER.unpack(message)[0] * 8, 0))
-        order.further_thread()
-        while not order.done.acquire(timeout=STALLED_SECONDS):
-            order.hurry()
-            if daemon.poll(0):  # nothing is sent during an order, so this is the daemon's end
-                break
-        else:
-            os.write(talk, ANSWER.pack(len(order), order.failed))
+        ready = dict(waiting.poll(1000 * STALLED_SECONDS if running else None))
+        if talk in ready:
+            message = os.read(talk, 64)
+            if message in (b"", FAREWELL):
+                return message == FAREWELL
+            number, begin, count = ORDER.unpack(message)
+            running[number] = Order(device, os.pread(orders, count * 8, begin * 8), wake)
+            running[number].further_thread()
+        if done in ready:
+            os.read(done, 4096)
+        for number, order in list(running.items()):
+            if order.done.acquire(blocking=False):
+                del running[number]
+                os.write(talk, ANSWER.pack(number, order.failed))
+        now = time.monotonic()
+        if now >= hurry_at:
+            hurry_at = now + STALLED_SECONDS
+            for order in running.values():
+                order.hurry()
 
 
 def main(arguments: list[str]) -> None:

@@ -2,7 +2,8 @@
 
 The order is what makes it complete and lossless (docs/concurrency.md):
 1. the zone settles: nothing is given out any more, write-back of dirty pages is still stored;
-2. every inode that the kernel knows is invalidated, open ones first; that writes dirty pages back;
+2. every inode that the kernel knows is invalidated, open ones first; that writes dirty pages back. Whatever else
+   there is to do, such as telling who had what open, is done while the kernel works;
 3. clean slots are sealed while the keys are there, then the keys go;
 4. open inodes are invalidated once more: what was dirtied in between is refused, not kept.
 Steps 2 and 4 have a deadline. If the kernel still holds pages after 4, a request hangs: the connection is cut and
@@ -109,11 +110,11 @@ class Lockdown:
             if zone.state is ZoneState.LOCKED and not zone.locked_by_operator:
                 zone.explain(why)
         serving = [zone for zone in zones if zone.state is ZoneState.SERVING]
-        opened = self._opened(serving)
+        opened: list[OpenedBy] = []
         stored, refused = self._operations.stored_while_settling, self._operations.refused_bytes
         others = [self._locking[zone] for zone in zones if zone in self._locking]
         if serving:
-            await self._lock(serving, why, drop_dirty=drop_dirty)
+            await self._lock(serving, why, opened, drop_dirty=drop_dirty)
         for under_way in others:
             await under_way.wait()
         for zone in zones:
@@ -121,22 +122,24 @@ class Lockdown:
         return LockReport(
             stored_bytes=self._operations.stored_while_settling - stored,
             dropped_bytes=self._operations.refused_bytes - refused,
-            open=opened,
+            open=tuple(opened),
         )
 
-    async def _lock(self, zones: list[Zone], why: KeyUnavailable, *, drop_dirty: bool) -> None:
+    async def _lock(self, zones: list[Zone], why: KeyUnavailable, opened: list[OpenedBy], *, drop_dirty: bool) -> None:
         complete = trio.Event()
         for zone in zones:
             self._locking[zone] = complete
             self._keyring.end_leases(zone, why)
         stored_all = False
         try:
-            stored_all = not drop_dirty and await self._forget(self._known(zones), STORE_SECONDS)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._name_opened, zones, opened)
+                stored_all = not drop_dirty and await self._store(zones)
         finally:  # whoever waits for the lock may go; the lock is completed
             self._drop_keys(zones)
-            gc.collect()  # cipher objects are in cycles; nothing of them stays until some later collection
             with trio.CancelScope(shield=True):
                 await self._forget_for_good(self._open_inodes(zones) if stored_all else self._known(zones))
+            gc.collect()  # cipher objects are in cycles; nothing of them stays until some later collection
             for zone in zones:
                 del self._locking[zone]
             complete.set()
@@ -246,6 +249,31 @@ class Lockdown:
 
     # -- the kernel's caches ---------------------------------------------------------------------
 
+    async def _store(self, zones: list[Zone]) -> bool:
+        """Have the kernel write back and forget everything; False if it has not within `STORE_SECONDS`.
+
+        What is open goes first, before it is even looked up what else there is: 50,000 inodes take 20 ms.
+        """
+        done: list[bool] = []
+
+        async def first(inodes: list[Inode]) -> None:
+            done.append(await self._forget(inodes, STORE_SECONDS))
+
+        used = self._used(zones)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first, used)
+            await trio.lowlevel.checkpoint()
+            at_once = set(used)
+            done.append(await self._forget([x for x in self._known(zones) if x not in at_once], STORE_SECONDS))
+        return all(done)
+
+    def _used(self, zones: list[Zone]) -> list[Inode]:
+        """Every inode that a program has open: what is read only first."""
+        handles = [handle for handle in self._operations.handles.files.values() if handle.file.zone in zones]
+        written = {handle.file.inode for handle in handles if handle.writable}
+        read = {handle.file.inode for handle in handles} - written
+        return [*read, *written]
+
     async def _forget(self, inodes: list[Inode], seconds: float) -> bool:
         """False if the kernel still holds something of them after `seconds`."""
         with trio.move_on_after(seconds) as scope:
@@ -297,13 +325,12 @@ class Lockdown:
 
     # -- who had what open -----------------------------------------------------------------------
 
-    def _opened(self, zones: list[Zone]) -> tuple[OpenedBy, ...]:
-        handles = list(self._operations.handles.files.values())
-        return tuple(
-            OpenedBy(handle.request.uid, handle.request.pid, self.path_of(handle.file))
-            for handle in handles
-            if handle.file.zone in zones
-        )
+    async def _name_opened(self, zones: list[Zone], opened: list[OpenedBy]) -> None:
+        """Fill `opened`, in turn with requests: there can be thousands, and the lock has pages to store meanwhile."""
+        handles = [handle for handle in self._operations.handles.files.values() if handle.file.zone in zones]
+        for handle in handles:
+            await trio.lowlevel.checkpoint()
+            opened.append(OpenedBy(handle.request.uid, handle.request.pid, self.path_of(handle.file)))
 
     def path_of(self, file: OpenFile) -> str:
         """The path of a file below the mount point, as far as it can be told now."""
@@ -312,12 +339,17 @@ class Lockdown:
         while inode.places:
             parent, entry = inode.places[-1]
             try:
-                name = plain_name(self._operations.directory_of(parent), self._inodes.dir_fd(parent), entry)
+                name = self._name(parent, entry)
             except (CmkfsError, OSError):
                 name = b"?"
             parts.append(name.decode(errors="backslashreplace"))
             inode = parent
         return "/".join(reversed(parts)) or "(no name)"
+
+    def _name(self, parent: Inode, entry: bytes) -> bytes:
+        """A plain name, also while a lock settles."""
+        directory = parent.directory or self._operations.directory_of(parent)
+        return plain_name(directory, self._inodes.dir_fd(parent), entry, directory.zone.keys_to_settle())
 
 
 def _concerns(inode: Inode, zones: frozenset[Zone]) -> bool:

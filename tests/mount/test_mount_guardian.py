@@ -134,7 +134,7 @@ def test_a_guardian_has_no_key_no_environment_and_few_descriptors(served: RealMo
     assert Path(f"/proc/{guardian}/environ").read_bytes() == b""
     targets = [os.readlink(entry) for entry in Path(f"/proc/{guardian}/fd").iterdir()]
     kinds = sorted(target.partition(":")[0].partition(" ")[0] for target in targets if "/log/" not in target)
-    assert kinds == ["/dev/fuse", "/dev/null", "/dev/null", "/memfd", "/memfd", "socket"]
+    assert kinds == ["/dev/fuse", "/dev/null", "/dev/null", "/memfd", "/memfd", "pipe", "pipe", "socket"]
     private = next(line for line in Path(f"/proc/{guardian}/status").read_text().splitlines() if "RssAnon" in line)
     assert int(private.split()[1]) < 8192
 
