@@ -35,7 +35,7 @@ _ALL_WAYS = ("journal flushed", "nothing flushed", "image")
 _WAYS = {"ext4": _ALL_WAYS, "xfs": _ALL_WAYS}
 _FLAGS = {"journal flushed": 1, "nothing flushed": 2}
 _IMAGE_BYTES = 400 << 20
-_LONGEST_SECONDS = 1.5
+_LONGEST_SECONDS = 1.0
 
 
 class Disk:

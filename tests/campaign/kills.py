@@ -14,7 +14,7 @@ from real_mount import OWN_CMK, Site
 from .files import Cut, Files, Lost
 from .load import Database, Log, Work, at_work
 
-LONGEST_SECONDS = 1.2
+LONGEST_SECONDS = 0.9
 
 
 class Kills:
