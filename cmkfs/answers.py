@@ -189,6 +189,7 @@ class ControlAnswers:
             "known_inodes": len(self._mounted.inodes),
             "dirty_files": len(dirty),
             "dirty_bytes": sum(file.unsynced_bytes for file in dirty),
+            "damaged": self._damaged(),
             "backing_syncs": self._mounted.backing.fsyncs,
             "requests": Requests.total(),
             "requests_by_kind": dict(Requests.by_kind),
@@ -199,6 +200,13 @@ class ControlAnswers:
             "stable_pages": "device" if self._mounted.backing.kind.waits_by_itself else "waited",
             "warnings": [*self._mounted.warnings(), *self._audit_warnings()],
         }
+
+    def _damaged(self) -> list[Fields]:
+        """The files that could not be read or stored, until they are written anew or removed."""
+        mounted = self._mounted
+        why = {inode: inode.trouble for inode in mounted.operations.troubles.list()}
+        why |= {file.inode: "it could not be made durable" for file in mounted.settler.dirty if file.sync_failed}
+        return [{"path": mounted.locks.path_of(inode), "why": what} for inode, what in why.items()]
 
     def _zone_facts(self, zone: Zone) -> Fields:
         return {

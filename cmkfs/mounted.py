@@ -218,7 +218,7 @@ class Mounted:
         return ""
 
     def _name(self, file: OpenFile) -> str:
-        return self._lockdown.path_of(file) if self._lockdown is not None else "?"
+        return self._lockdown.path_of(file.inode) if self._lockdown is not None else "?"
 
     def background(self) -> list[Task]:
         """Tasks to run while requests are served."""

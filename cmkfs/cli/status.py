@@ -64,6 +64,7 @@ def _lines(answer: Fields) -> list[str]:
         f" dirty files {answer.get('dirty_files')} ({answer.get('dirty_bytes')} bytes)",
         _of_token(cast(Fields, answer.get("token") or {})),
         *recovery_lines(answer),
+        *(f"  damaged: {file['path']}: {file['why']}" for file in cast(list[Fields], answer.get("damaged") or [])),
         *(f"  warning: {warning}" for warning in cast(list[str], answer.get("warnings") or [])),
     ]
 

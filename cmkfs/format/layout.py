@@ -73,6 +73,12 @@ def plain_size_at_least(backing_size: int) -> int:
     return exact if exact is not None else max(0, backing_size // PAGE - 1) * BLOCK
 
 
+def blocks_of(plain_off: int, length: int) -> tuple[int, int]:
+    """First block and number of blocks that hold `length` bytes, at least one, from `plain_off` on."""
+    first = plain_off // BLOCK
+    return first, (plain_off + length - 1) // BLOCK + 1 - first
+
+
 def spans(plain_off: int, length: int) -> list[Span]:
     """The spans that cover `length` bytes from `plain_off`, in order; empty if `length` is 0."""
     end = plain_off + length

@@ -1,6 +1,7 @@
 """The backing of one open file: its pages, and how long it is (docs/format.md, 8.3 and 8.5)."""
 
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from cmkfs.format.layout import PAGE, blocks_end, cipher_off, cipher_size, plain
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.readahead import Readahead
 
+log = logging.getLogger(__name__)
+
 
 class BackingFile:
     """Whole pages in and out. `end` is the backing's length as this mount has left it.
@@ -17,7 +20,7 @@ class BackingFile:
     `mtime_ns` is the plain mtime while storing has moved the backing's; None: the backing's is right.
     """
 
-    __slots__ = ("_backing", "_readahead", "end", "fd", "mtime_ns")
+    __slots__ = ("_backing", "_readahead", "end", "fd", "mtime_ns", "pending_header")
 
     def __init__(self, backing: Backing, fd: int, length: int) -> None:
         self._backing = backing
@@ -25,6 +28,8 @@ class BackingFile:
         self.fd = fd
         self.end = length
         self.mtime_ns: int | None = None
+        self.pending_header = b""
+        """What an emptied file begins with, and the disk has refused so far."""
 
     # -- pages -----------------------------------------------------------------------------------
 
@@ -78,11 +83,22 @@ class BackingFile:
         self.end = max(self.end, at + len(sealed))
 
     def empty(self, header: bytes) -> None:
-        """Nothing but a new header. Raises OSError; then there may be no header at all."""
+        """Nothing but a new header. Raises OSError with the file as it was.
+
+        Emptied without its header it is empty all the same: the disk that has no room for that is asked again.
+        """
         os.ftruncate(self.fd, 0)
-        self.end = 0
-        self._backing.append(self.fd, header, 0)
-        self.end = PAGE
+        self.end, self.pending_header = 0, header
+        try:
+            self.finish_header()
+        except OSError as error:
+            log.warning("an emptied file has no header yet: %s", error)
+
+    def finish_header(self) -> None:
+        """Write the header that the disk has refused: nothing may be stored before it. Raises OSError."""
+        if self.pending_header:
+            self._backing.append(self.fd, self.pending_header, 0)
+            self.end, self.pending_header = PAGE, b""
 
     # -- times -----------------------------------------------------------------------------------
 

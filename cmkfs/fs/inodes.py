@@ -49,6 +49,7 @@ class Inode:
         "removed",
         "retired",
         "told_size",
+        "trouble",
     )
 
     def __init__(self, ino: Ino, fmt: int, generation: int = 1) -> None:
@@ -69,6 +70,8 @@ class Inode:
         """Somebody lost the use of it: until the kernel has looked it up anew, nothing is given out (`revocation`)."""
         self.bare = False
         """True if it is known to have no extended attributes: the kernel asks before the first write to a file."""
+        self.trouble = ""
+        """Why its content could not be read or stored (`troubles`), until it is written anew."""
         self.told_size: int | None = None
         """The plain size that the kernel was told of a file that is not open: it never takes another one."""
 

@@ -24,7 +24,6 @@ from cmkfs.audit.auditor import Caller
 from cmkfs.errors import CmkfsError, KeyUnavailable, Locked
 from cmkfs.fs.directory import plain_name
 from cmkfs.fs.inodes import Inode, InodeTable
-from cmkfs.fs.openfile import OpenFile
 from cmkfs.fs.operations import Operations
 from cmkfs.fs.settle import Settler
 from cmkfs.keys.keyring import Keyring
@@ -330,12 +329,11 @@ class Lockdown:
         handles = [handle for handle in self._operations.handles.files.values() if handle.file.zone in zones]
         for handle in handles:
             await trio.lowlevel.checkpoint()
-            opened.append(OpenedBy(handle.request.uid, handle.request.pid, self.path_of(handle.file)))
+            opened.append(OpenedBy(handle.request.uid, handle.request.pid, self.path_of(handle.file.inode)))
 
-    def path_of(self, file: OpenFile) -> str:
-        """The path of a file below the mount point, as far as it can be told now."""
+    def path_of(self, inode: Inode) -> str:
+        """The path of an inode below the mount point, as far as it can be told now."""
         parts: list[str] = []
-        inode = file.inode
         while inode.places:
             parent, entry = inode.places[-1]
             try:

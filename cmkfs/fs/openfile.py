@@ -22,6 +22,7 @@ from cmkfs.format.layout import (
     block_count,
     block_length,
     blocks_end,
+    blocks_of,
 )
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.backingfile import BackingFile
@@ -66,6 +67,7 @@ class OpenFile:
         self.durable_changes = 0
         self.unsynced_bytes = 0
         self.sync_failed = False
+        self.untold: OSError | None = None
         self.sealed_clean: SealedClean | None = None
         self.lock = RWLock()
         self.pages = BackingFile(backing, fd, backing_size)
@@ -89,7 +91,7 @@ class OpenFile:
             length = min(length, self.size - plain_off)
             if length <= 0:
                 return b""
-            first, count = _blocks_of(plain_off, length)
+            first, count = blocks_of(plain_off, length)
             cached = self.pages.cached(first, count, plain_off, length)
             if cached is not None:
                 return self._open_pages(key.content, cached, first, plain_off, length)
@@ -97,7 +99,7 @@ class OpenFile:
             length = min(length, self.size - plain_off)
             if length <= 0:
                 return b""
-            first, count = _blocks_of(plain_off, length)
+            first, count = blocks_of(plain_off, length)
             pages = await self.pages.fetch(first, count)
             key = await self.key.reading()
             return self._open_pages(key.content, pages, first, plain_off, length)
@@ -259,13 +261,16 @@ class OpenFile:
             self.slots.floor = plain_size
             self.slots.write_dirty(key, self.holes)
             await self._sync_slot()
-        if length:
-            self._put(key.content.seal(block, last[:length], self.slots.generation), block)
+        self.pages.end_with_blocks_of(plain_size)
         self._remove_holes(block_count(plain_size) - (1 if length else 0), 2**63)
         self.slots.cut_list(block_count(plain_size))
         self.size = plain_size
-        self.pages.end_with_blocks_of(plain_size)
         self._changed(0)
+        if length:
+            try:
+                self._put(key.content.seal(block, last[:length], self.slots.generation), block)
+            except OSError as error:  # it is cut: what the last block holds too much is told by the next fsync
+                self.sync_failed, self.untold = True, error
 
     async def _sync_slot(self) -> None:
         try:
@@ -284,21 +289,18 @@ class OpenFile:
             if has_xattrs(self.fd):
                 return None
             self.pages.keep_mtime()
+            self.pages.empty(new_header(identity, lease.key))
             old = self.key.replace(identity, lease)
             was_clean = not self.slots.dirty
             self.slots.take(NEW_FILE)
-            self.holes, self.size = Holes.NONE, 0
+            self.holes, self.size, self.sync_failed = Holes.NONE, 0, False
             self._changed(0)
             if was_clean:
                 self._tell_dirty()
-            try:
-                self.pages.empty(new_header(identity, lease.key))
-            except OSError:
-                self.sync_failed = True  # without a header it must not be called settled: recovery gives it one
-                raise
             return old
 
     def _begin_dirty(self, key: FileKey, floor: int | None = None) -> None:
+        self.pages.finish_header()
         if not self.slots.dirty:
             self.slots.go_dirty(key, self.size if floor is None else floor, self.holes)
             self._tell_dirty()
@@ -312,7 +314,10 @@ class OpenFile:
     async def fsync(self) -> None:
         """What was written before is durable when this returns: one fsync of the backing. Raises OSError."""
         async with self.lock.reading():
-            changes = self.changes
+            changes, untold, self.untold = self.changes, self.untold, None
+            if untold is not None:
+                raise untold
+            self.pages.finish_header()
             if self.slots.dirty:
                 key = await self.key.storing() if self.slots.outdated else None
                 with self.pages.times_kept():
@@ -332,6 +337,7 @@ class OpenFile:
         """
         if not self.slots.dirty:
             return
+        self.pages.finish_header()
         with self.pages.times_kept():
             if self.slots.outdated and self.key.at_hand is not None:
                 self.slots.write_dirty(self.key.at_hand, self.holes)
@@ -352,7 +358,7 @@ class OpenFile:
         """Write the clean slot if nothing changed since `changes`, all of which is durable; True if it is clean now."""
         if not self.slots.dirty:
             return True
-        if self.changes != changes or self.lock.busy or self.sync_failed:
+        if self.changes != changes or self.lock.busy or self.sync_failed or self.pages.pending_header:
             return False
         sealed = self.sealed_clean
         if sealed is None or sealed.changes != changes or not self.slots.follows(sealed):
@@ -391,9 +397,3 @@ class OpenFile:
     def close(self) -> None:
         """Let go of the backing file."""
         os.close(self.fd)
-
-
-def _blocks_of(plain_off: int, length: int) -> tuple[int, int]:
-    """First block and number of blocks that hold `length` bytes from `plain_off`."""
-    first = plain_off // BLOCK
-    return first, (plain_off + length - 1) // BLOCK + 1 - first

@@ -205,7 +205,14 @@ class FileOpener:
         return file
 
     async def truncate_to_zero(self, file: OpenFile) -> None:
-        """Empty a file; its attributes are bound to its id, so only a file without any gets a new one."""
+        """Empty a file; its attributes are bound to its id, so only a file without any gets a new one.
+
+        What could not be read or stored of it does not count any more.
+        """
+        await self._empty(file)
+        file.inode.trouble = ""
+
+    async def _empty(self, file: OpenFile) -> None:
         if file.size and not has_xattrs(file.fd):
             identity, lease = await self._keyring.new_file(file.zone)
             old = await file.replace_content(identity, lease)
@@ -215,6 +222,7 @@ class FileOpener:
                 self._living_ids[identity.file_id] = file.inode
                 return
         await file.truncate(0)
+        file.sync_failed = False
 
     def release(self, file: OpenFile) -> None:
         """Close a file that nobody has open: it is settled, or nobody can reach it any more."""

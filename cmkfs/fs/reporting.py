@@ -34,7 +34,7 @@ class Reporting:
         """A request ended in an error: recorded if it is a refusal or damage."""
         if not isinstance(error, KeyUnavailable | PolicyDenied | Damaged):
             return
-        inode, request = self._met(event, args)
+        inode, request = self.met(event, args)
         file = inode.file if inode is not None else None
         self._keyring.audit.refused(
             event,
@@ -51,7 +51,7 @@ class Reporting:
         path = "/".join([*backing_parts(handle.inode), os.fsdecode(entry)])
         self._keyring.audit.refused("readdir", error, caller=handle.request, zone=self._zone(handle.inode), path=path)
 
-    def _met(self, event: str, args: tuple[object, ...]) -> tuple[Inode | None, Request | None]:
+    def met(self, event: str, args: tuple[object, ...]) -> tuple[Inode | None, Request | None]:
         """The inode that a request is about, and who asks: for what goes by handle, who opened it."""
         number = args[0] if args and isinstance(args[0], int) else 0
         if event in _BY_HANDLE:

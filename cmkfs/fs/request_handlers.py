@@ -20,6 +20,7 @@ from cmkfs.fs.permissions import Permissions
 from cmkfs.fs.reporting import Reporting
 from cmkfs.fs.setattr import Setattr
 from cmkfs.fs.symlinks import Symlinks
+from cmkfs.fs.troubles import OF_CONTENT, Troubles
 from cmkfs.fs.xattrs import Xattrs
 from cmkfs.fuse.messages import Entry
 from cmkfs.fuse.session import Requests
@@ -62,12 +63,15 @@ class RequestHandlers:
         self._permissions = permissions
         self.handles = Handles()
         self._reporting = Reporting(inodes, directories, self.handles, keyring)
+        self.troubles = Troubles(inodes)
         self._listing = Listing(inodes, directories, attributes, self._reporting.damaged_entry)
         self.stored_while_settling = 0
         self.refused_bytes = 0
 
     def errno_of(self, name: str, args: tuple[object, ...], error: Exception) -> int:
         """What the kernel is told when the handler `name` raised; the audit log is told of a refusal, or of damage."""
+        if name in OF_CONTENT:
+            self.troubles.met(name, self._reporting.met(name, args)[0], error)
         if isinstance(error, CmkfsError):
             self._reporting.failed(name, args, error)
         return errno_of(name, error)

@@ -54,11 +54,14 @@ class Slots:
         return self.state is State.DIRTY
 
     def go_dirty(self, key: FileKey, floor: int, holes: Holes) -> None:
-        """From clean to dirty, before the first block that changes: one generation on."""
-        self.floor = floor
-        self.generation += 1
-        self.state = State.DIRTY
-        self.write_dirty(key, holes)
+        """From clean to dirty, before the first block that changes: one generation on. Raises OSError, still clean."""
+        before = self.floor, self.generation, self.state
+        self.floor, self.generation, self.state = floor, self.generation + 1, State.DIRTY
+        try:
+            self.write_dirty(key, holes)
+        except OSError:
+            self.floor, self.generation, self.state = before
+            raise
 
     def write_dirty(self, key: FileKey, holes: Holes) -> None:
         """Say the floor and all holes, filled ones too: what fills them may be lost while unsynced."""

@@ -81,7 +81,7 @@ class Files:
         given, self.calls = self.calls, self.calls or os
         try:
             while True:
-                self._step(top, rng, opened)
+                self.step(top, rng, opened)
                 beside(rng)
                 self.steps += 1
         except OSError as error:
@@ -94,7 +94,8 @@ class Files:
             self.calls = given
         return self
 
-    def _step(self, top: Path, rng: random.Random, opened: dict[str, int]) -> None:
+    def step(self, top: Path, rng: random.Random, opened: dict[str, int]) -> None:
+        """One call, or a few that belong together. Raises OSError."""
         known = [name for name, may in self.names.items() if may[-1] is not None]
         word = rng.choice(
             ["create"] * 4
@@ -221,9 +222,9 @@ class Files:
     # -- content
 
     def _keep(self, name: str, fd: int, opened: dict[str, int]) -> int:
-        while len(opened) >= _MOST_OPEN:
-            self._close(next(iter(opened)), opened)
         opened[name] = fd
+        while len(opened) > _MOST_OPEN:
+            self._close(next(iter(opened)), opened)
         return fd
 
     def _descriptor(self, top: Path, name: str, opened: dict[str, int]) -> int:

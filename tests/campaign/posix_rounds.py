@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import subprocess
 import tempfile
 import threading
 from collections import Counter, deque
@@ -122,10 +123,10 @@ class Rounds:
 
     def _drop_caches(self) -> None:
         Path("/proc/sys/vm/drop_caches").write_text("2")
-        os.sync()
+        subprocess.run(["sync", "--file-system", str(self.mount.path)], check=True)
 
     def _sync(self) -> None:
-        os.sync()
+        subprocess.run(["sync", "--file-system", str(self.mount.path)], check=True)
 
     def _afterwards(self, rng: random.Random) -> None:
         deed = rng.choice(["nothing", "remount", "kill"])

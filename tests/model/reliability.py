@@ -24,6 +24,7 @@ CAMPAIGNS = {
         f"power cut, {kind}": ("scripts/power-cut", f"a real {kind} shut down or brought back while programs work")
         for kind in ("ext4", "xfs", "btrfs")
     },
+    "faults of the disk": ("scripts/faults", "calls of the daemon on the vault made to fail while a program works"),
     "forger": ("scripts/forge", "changes to a vault at rest, made without a key, then read"),
     "check": ("scripts/forge", "such changes, then `cmkfs check`, `--repair`, and read again"),
     "crash model": ("scripts/crash-model", "states that a power cut may leave, recovered by the next mount"),

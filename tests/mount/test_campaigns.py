@@ -34,3 +34,8 @@ def test_a_killed_daemon_loses_nothing(tmp_path: Path) -> None:
 def test_a_power_cut_loses_nothing_that_was_synced(tmp_path: Path, kind: str) -> None:
     (result,) = run(tmp_path, "power-cut", "--fs", kind, "--count", "1", "--seed", "3")
     assert result["tried"] == 1
+
+
+def test_a_disk_that_fails_harms_nothing_that_was_stored(tmp_path: Path) -> None:
+    (result,) = run(tmp_path, "faults", "--count", "9", "--seed", "1")
+    assert int(str(result["tried"])) > 10
