@@ -163,6 +163,21 @@ class InodeTable:
         inode.add_place(parent, name)
         return inode
 
+    def learn_new(self, found: os.stat_result, parent: Inode, name: bytes) -> Inode:
+        """The inode of a node that this mount has just made.
+
+        If its number is known and nothing holds the node that had it, that one was removed behind the mount's back.
+        """
+        stale, lookups = self._inodes.get(Ino(found.st_ino)), 0
+        if stale is not None and stale.file is None and stale.pin < 0 and stale.dir_fd < 0:
+            lookups = stale.lookups  # the kernel will give them back under the same number
+            self._generations.ended(found.st_ino, stale.generation)
+            self.roster.remove(stale.place_in_roster)
+            del self._inodes[stale.ino]
+        inode = self.learn(found, parent, name)
+        inode.lookups += lookups
+        return inode
+
     # -- reaching the vault ----------------------------------------------------------------------
 
     def dir_fd(self, inode: Inode) -> int:

@@ -96,7 +96,7 @@ class Namespace:
         try:
             found = os.fstat(fd)
             self._new.give_away(dir_fd, fd, found, mode, request)
-            inode = self._inodes.learn(found, parent, names.entry)
+            inode = self._inodes.learn_new(found, parent, names.entry)
             inode.bare = True
             return inode, fd
         except BaseException:
@@ -162,7 +162,7 @@ class Namespace:
             self._drop_sidecar(dir_fd, names)
             raise
         found = self._stat(parent, names)
-        return self._inodes.learn(found, parent, names.entry), found
+        return self._inodes.learn_new(found, parent, names.entry), found
 
     def link(self, inode: Inode, parent: Inode, name: bytes) -> Found:
         """Another name for an inode. Raises CrossZone if the names lie in different zones."""
@@ -218,7 +218,7 @@ class Namespace:
             _unlink_if_there(names.entry, dir_fd)
             self._drop_sidecar(dir_fd, names)
             raise
-        return self._inodes.learn(given, parent, names.entry), given
+        return self._inodes.learn_new(given, parent, names.entry), given
 
     # -- remove ----------------------------------------------------------------------------------
 

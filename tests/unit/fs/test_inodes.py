@@ -172,6 +172,42 @@ def test_a_number_that_changes_its_type_while_it_is_known_is_damage(table: Inode
     assert find(table, table.root, b"file") is not inode
 
 
+def test_what_was_made_takes_over_a_number_that_somebody_set_free(table: InodeTable, tmp_path: Path) -> None:
+    """Removed in the vault by hand, its number given to a node that this mount makes: that one is no damage."""
+    (tmp_path / "old").write_bytes(b"")
+    old = find(table, table.root, b"old")
+    old.lookups = 3
+    (tmp_path / "old").unlink()
+    (tmp_path / "new").mkdir()
+    made = table.learn_new(_with_number(tmp_path / "new", old.ino), table.root, b"new")
+    assert made is not old
+    assert made.is_dir
+    assert made.generation > old.generation
+    assert table[made.ino] is made
+    made.lookups += 1
+    table.forget([(made.ino, 3)])  # what the kernel knew of the old one
+    assert table.get(made.ino) is made
+    table.forget([(made.ino, 1)])
+    assert table.get(made.ino) is None
+
+
+def test_what_was_made_is_not_what_is_still_open(table: InodeTable, tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir()
+    held = find(table, table.root, b"open")
+    table.dir_fd(held)
+    (tmp_path / "new").write_bytes(b"")
+    with pytest.raises(Damaged):
+        table.learn_new(_with_number(tmp_path / "new", held.ino), table.root, b"new")
+    assert table[held.ino] is held
+
+
+def _with_number(path: Path, ino: int) -> os.stat_result:
+    """What stat tells of a node, with another number."""
+    fields = list(path.stat())
+    fields[stat.ST_INO] = ino
+    return os.stat_result((*fields, *([0] * 6), path.stat().st_blksize, path.stat().st_blocks, path.stat().st_dev))
+
+
 def test_an_inode_that_lost_its_name_is_reached_while_it_is_known(table: InodeTable, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("content")
     inode = find(table, table.root, b"file")
