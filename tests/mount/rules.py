@@ -58,11 +58,6 @@ class Difference:
     mounted: object
     plain: object
 
-    @property
-    def times_only(self) -> bool:
-        """Nothing else differs."""
-        return isinstance(self.mounted, dict) and self.mounted.keys() == {"moved"}
-
     def __str__(self) -> str:
         return f"{self.rule} [{self.what}]: mount {self.mounted}, ext4 {self.plain}"
 
@@ -70,11 +65,12 @@ class Difference:
 def differences(rules: Mapping[str, Rule], who: Who | None, mounted: Path, plain: Path) -> list[Difference]:
     """The cells in which the two places differ; both must be empty directories.
 
-    Settling moves the ctime that the kernel is told of a file that it has forgotten meanwhile (docs/limits.md): so
-    where nothing but times differs, once more, and what is the same then is the same.
+    Settling, ten seconds after a file was made, moves the ctime that the kernel is told of a file that it has
+    forgotten meanwhile, and has the file open (docs/limits.md): so what differs is done once more in new cells, and
+    what is the same then is the same.
     """
     first = _differences(rules, who, mounted, plain, "1")
-    if not first or not all(one.times_only for one in first):
+    if not first:
         return first
     again = {one.rule: rules[one.rule] for one in first}
     return _differences(again, who, mounted, plain, "2")
