@@ -107,6 +107,7 @@ def enable(name: str, as_json: bool) -> int:
 
 
 def _set_enabled(name: str, enabled: bool, as_json: bool) -> int:
+    from cmkfs.audit.process import own_process, person_name
     from cmkfs.cli.permission import require
     from cmkfs.cli.recorded import recorded
     from cmkfs.cli.token_session import token
@@ -124,7 +125,8 @@ def _set_enabled(name: str, enabled: bool, as_json: bool) -> int:
         change.reason = None if changed else "it was so already"
     outcome = confirm(home, cmk, _still_disabled if enabled else _still_serving)
     state = CmkState.ENABLED if enabled else CmkState.DISABLED
-    document = {"name": name, "cmk_id": cmk.cmk_id.hex(), "state": state, "changed": changed}
+    by = person_name(own_process())
+    document = {"name": name, "cmk_id": cmk.cmk_id.hex(), "state": state, "changed": changed, "by": by}
     said = f"CMK {name} is {state}" if changed else f"CMK {name} is {state} already"
     facts({**document, **outcome.to_json()}, [said, *outcome.lines()], as_json=as_json)
     return complain_of_unconfirmed(outcome) or change.exit_code

@@ -129,6 +129,7 @@ def _read(file: Path) -> tuple[str, Policy]:
 
 
 def _change(name: str, text: str | None, policy: Policy | None, as_json: bool) -> int:
+    from cmkfs.audit.process import own_process, person_name
     from cmkfs.cli.permission import require, require_way_back
     from cmkfs.cli.recorded import recorded
     from cmkfs.cli.token_session import token
@@ -155,6 +156,7 @@ def _change(name: str, text: str | None, policy: Policy | None, as_json: bool) -
     outcome = confirm(home, cmk, another_policy)
     what = "has no policy" if text is None else f"has policy {wanted[:12]}"
     said = f"CMK {name} {what}" + ("" if changed else " already")
-    document = {"name": name, "fingerprint": wanted, "changed": changed, **outcome.to_json()}
+    by = person_name(own_process())
+    document = {"name": name, "fingerprint": wanted, "changed": changed, "by": by, **outcome.to_json()}
     facts(document, [said, *outcome.lines()], as_json=as_json)
     return complain_of_unconfirmed(outcome) or change.exit_code
