@@ -210,7 +210,7 @@ class FileOpener:
         What could not be read or stored of it does not count any more.
         """
         await self._empty(file)
-        file.inode.trouble = ""
+        file.inode.trouble, file.untold = "", None
 
     async def _empty(self, file: OpenFile) -> None:
         if file.size and not has_xattrs(file.fd):

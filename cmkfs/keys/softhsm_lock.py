@@ -15,12 +15,17 @@ nothing may keep an operator from disabling a key.
 """
 
 import fcntl
+import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
+
+from cmkfs.keys.object_copies import TOKENS, heal, keep
+
+log = logging.getLogger(__name__)
 
 MAX_WAIT_SECONDS: Final = 2.0
 _POLL_SECONDS: Final = 0.001
@@ -42,9 +47,15 @@ class StoreLock:
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """Alone. Not inside `reading`."""
-        with self._held(fcntl.LOCK_EX):
+        """Alone. Not inside `reading`. What a change before left half-written is whole again."""
+        with self._held(fcntl.LOCK_EX) as locked:
+            token_dir = self._conf.parent if locked and self._conf is not None else None
+            if token_dir is None or not (token_dir / TOKENS).is_dir():
+                yield
+                return
+            _tried(heal, token_dir)
             yield
+            _tried(keep, token_dir)
 
     def close(self) -> None:
         """Let go of the file. Idempotent; a later use opens it again."""
@@ -53,11 +64,11 @@ class StoreLock:
             self._descriptor = None
 
     @contextmanager
-    def _held(self, kind: int) -> Iterator[None]:
+    def _held(self, kind: int) -> Iterator[bool]:
         locked = self._depth == 0 and self._acquire(kind)
         self._depth += 1
         try:
-            yield
+            yield locked
         finally:
             self._depth -= 1
             if locked and self._descriptor is not None:
@@ -80,3 +91,11 @@ class StoreLock:
                     time.sleep(_POLL_SECONDS)
         except OSError:
             return False  # No such file, or a filesystem without locks: the module will say what is wrong.
+
+
+def _tried(step: Callable[[Path], None], token_dir: Path) -> None:
+    """A token that cannot be copied can be used all the same."""
+    try:
+        step(token_dir)
+    except OSError as error:
+        log.warning("the token's files are not copied: %s", error)

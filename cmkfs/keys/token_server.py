@@ -27,7 +27,6 @@ def main(fd: int) -> None:
     # A service manager or a terminal signals every process of the group; this one must outlive the daemon's unmount.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     protect_memory()
     with socket.socket(fileno=fd) as requests:
         try:
@@ -45,6 +44,8 @@ def serve(requests: socket.socket) -> None:
             if name == OPEN:
                 access, pin = args
                 provider = access.open(pin, read_write=False)
+                # Not before: a login that is killed half-way can cost SoftHSM its token (`keys.object_copies`).
+                ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
                 answer: Any = None
             elif provider is None:
                 raise TokenUnavailable("the token is not open")

@@ -25,7 +25,7 @@ class Kills:
         self.site = Site(top)
         self.site.prepare()
         self.mount = self.site.mount(self.site.new_vault(OWN_CMK))
-        self.mount.expected_log = [" not settled: ", "is mounted by pid", "fs.recovery"]
+        self.mount.expected_log = [" not settled: ", "is mounted by pid", "fs.recovery", "^20.* token"]
         self.steps = 0
         self._begin()
 
