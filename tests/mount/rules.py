@@ -111,7 +111,7 @@ def _run(rules: Mapping[str, Rule], who: Who | None, place: Path) -> dict[str, d
         rules[name].prepare(cell)
         _age(cell)
     before = {name: _stats(cell) for name, cell in cells.items()}
-    _wait_for_the_clock()
+    wait_for_the_clock(max(stat.st_ctime_ns for cell in before.values() for stat in cell.values()))
     told = in_child(lambda: {name: _attempt(rules[name].act, cell) for name, cell in cells.items()}, who)
     return {name: {"told": told[name], **_look(cell, before[name])} for name, cell in cells.items()}
 
@@ -145,10 +145,13 @@ def _stats(cell: Path) -> dict[int, os.stat_result]:
     return {found.st_ino: found for found in map(os.lstat, _walk(cell))}
 
 
-def _wait_for_the_clock() -> None:
-    """Until the coarse clock that stamps files has moved (some ms)."""
-    start = time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
-    while time.clock_gettime_ns(CLOCK_REALTIME_COARSE) == start:
+def wait_for_the_clock(stamp: int) -> None:
+    """Until the coarse clock that stamps files has passed `stamp`, in ns (some ms).
+
+    One tick is not enough: a stamp of a filesystem with fine ones can lie ahead of a clock whose tick comes late,
+    and the kernel gives no earlier stamp after it (Documentation/filesystems/multigrain-ts.rst).
+    """
+    while time.clock_gettime_ns(CLOCK_REALTIME_COARSE) <= stamp:
         time.sleep(0.0005)
 
 

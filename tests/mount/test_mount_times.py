@@ -2,16 +2,15 @@
 
 import itertools
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from children import ALICE, BOB, Who
 from real_mount import RealMount
+from rules import wait_for_the_clock
 from side_by_side import SideBySide
 
-CLOCK_REALTIME_COARSE = 5  # linux/time.h
 NODES = ["file", "directory", "fifo"]
 TIMES = [0, 1, 999_999_999, 1_000_000_001, 1_700_000_000_123_456_789, 2**32 * 10**9 + 7, -1, -1_500_000_000]
 
@@ -157,7 +156,7 @@ def test_what_a_change_does_to_times(both: SideBySide) -> None:
             os.utime(top / "file", ns=(long_ago, long_ago))
             os.utime(top, ns=(long_ago, long_ago))
             before = {node: os.stat(node).st_ctime_ns for node in (top, top / "file")}
-            _wait_for_the_clock(top)
+            wait_for_the_clock(max(before.values()))
             operation(top)  # noqa: B023
             seen = {}
             for node in (top, top / "file" if (top / "file").exists() else top / "moved"):
@@ -167,13 +166,6 @@ def test_what_a_change_does_to_times(both: SideBySide) -> None:
             return seen
 
         both.same(story)
-
-
-def _wait_for_the_clock(top: Path) -> None:
-    """Until the coarse clock that stamps files has moved (some ms)."""
-    start = time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
-    while time.clock_gettime_ns(CLOCK_REALTIME_COARSE) == start:
-        os.stat(top)
 
 
 def test_everything_survives_a_remount(own_mount: RealMount) -> None:
