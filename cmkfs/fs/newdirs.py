@@ -3,7 +3,8 @@
 On a backing that has no one journal for all names, fsync of a directory makes its entries durable and not what is
 in the directories among them, and fsync of a file all of its names and not what lies beside them: btrfs was seen to
 leave a directory without its id, which nobody can open, and a long name without its sidecar. So directories that
-are new, or have a new sidecar, are synced before anything that may show them.
+are new, or have a new sidecar, are synced before anything that may show them; the outer ones before the inner
+ones, of which then nothing is seen but that they are empty, which the next mount removes.
 """
 
 import os
@@ -40,7 +41,10 @@ class NewDirectories:
             self._fds[ino] = fd
 
     async def sync(self) -> None:
-        """Make all of them durable, what was made last first: it may lie in what was made before. Raises OSError."""
+        """Make all of them durable, the outer ones first: fsync may log the way to a directory, and only that.
+
+        Raises OSError.
+        """
         async with self._one_at_a_time:
             fds, self._fds = self._fds, {}
             try:
@@ -48,8 +52,9 @@ class NewDirectories:
                     await self._sync_all()
                     _close(fds)
                 while fds:
-                    await self._sync_one(next(reversed(fds.values())))
-                    os.close(fds.popitem()[1])
+                    outermost = min(fds, key=lambda ino: _depth(fds[ino]))  # anew: they may be moved meanwhile
+                    await self._sync_one(fds[outermost])
+                    os.close(fds.pop(outermost))
             finally:
                 for ino, fd in fds.items():  # after an error they are to be synced still
                     if self._fds.setdefault(ino, fd) != fd:
@@ -58,6 +63,11 @@ class NewDirectories:
     def close(self) -> None:
         """Let go of them."""
         _close(self._fds)
+
+
+def _depth(dir_fd: int) -> int:
+    """How many directories lead to it."""
+    return os.readlink(f"/proc/self/fd/{dir_fd}").count("/")
 
 
 def _close(fds: dict[int, int]) -> None:

@@ -19,10 +19,14 @@ def test_no_cut_loses_what_was_synced(rule: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "seed"), [("btrfs", 101), ("btrfs", 134), ("none", 102), ("none", 114), ("none", 5051)]
+    ("rule", "seed"),
+    [("btrfs", 101), ("btrfs", 134), ("btrfs", 2600014), ("none", 102), ("none", 114), ("none", 5051)],
 )
 def test_cuts_that_once_broke_the_promise(rule: str, seed: int) -> None:
-    """Long names without sidecars, directories without ids, a link whose other directory was not synced."""
+    """Long names without sidecars, directories without ids, a link whose other directory was not synced.
+
+    Directories of which the log had the way to an inner one and not their own id.
+    """
     with scratch() as directory:
         NamesCampaign(directory, rule).run(seed)
 

@@ -39,14 +39,15 @@ def filled(new: NewDirectories, top: Path, count: int) -> None:
     os.close(fd)
 
 
-async def test_what_was_made_last_is_synced_first_and_nothing_twice(disk: Disk, tmp_path: Path) -> None:
+async def test_outer_directories_are_synced_before_inner_ones_and_nothing_twice(disk: Disk, tmp_path: Path) -> None:
     new = NewDirectories(disk.one, disk.all)
     filled(new, tmp_path, 3)
     filled(new, tmp_path, 3)
+    (tmp_path / "d0").rename(tmp_path / "d2/inner")
     (tmp_path / "d1").rename(tmp_path / "elsewhere")
     await new.sync()
     await new.sync()
-    assert disk.synced == ["d2", "elsewhere", "d0"]
+    assert disk.synced == ["elsewhere", "d2", "inner"]
     assert not new
 
 
@@ -72,7 +73,7 @@ async def test_what_could_not_be_synced_is_synced_later(disk: Disk, tmp_path: Pa
         await new.sync()
     disk.fails = False
     await new.sync()
-    assert disk.synced == (["d1", "d0"] if count == 2 else ["all"])
+    assert disk.synced == (["d0", "d1"] if count == 2 else ["all"])
     filled(new, tmp_path, count)
     new.close()
     assert len(os.listdir("/proc/self/fd")) == before
