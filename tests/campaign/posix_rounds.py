@@ -39,8 +39,9 @@ class Difference(AssertionError):
 class Rounds:
     """A vault, its mount, and a plain directory on the same filesystem."""
 
-    def __init__(self, top: Path, *options: str) -> None:
+    def __init__(self, top: Path, *options: str, keeps_daemon: bool = False) -> None:
         top.chmod(0o755)
+        self.afterwards = ["nothing"] if keeps_daemon else ["nothing", "remount", "kill"]
         self.site = Site(top)
         self.site.prepare()
         self.mount: RealMount = self.site.mount(self.site.new_vault(SHARED_CMK), "allow_other", "suid", "dev", *options)
@@ -129,7 +130,7 @@ class Rounds:
         subprocess.run(["sync", "--file-system", str(self.mount.path)], stderr=subprocess.DEVNULL, check=False)
 
     def _afterwards(self, rng: random.Random) -> None:
-        deed = rng.choice(["nothing", "remount", "kill"])
+        deed = rng.choice(self.afterwards)
         if deed == "remount":
             self.mount.again()
         elif deed == "kill":

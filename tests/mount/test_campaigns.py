@@ -3,6 +3,7 @@
 import json
 import subprocess
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -23,6 +24,16 @@ def run(tmp_path: Path, script: str, *arguments: str) -> list[dict[str, object]]
 def test_several_processes_see_what_they_see_on_ext4(tmp_path: Path) -> None:
     (result,) = run(tmp_path, "model", "--count", "1", "--seed", "4")
     assert result["tried"] == 9_000
+
+
+def test_a_mount_that_is_used_for_long_does_not_grow(tmp_path: Path) -> None:
+    plot = tmp_path / "soak.svg"
+    (result,) = run(tmp_path, "soak", "--count", "2", "--seed", "5", "--every", "0.3", "--plot", str(plot))
+    assert result["tried"] == 18_000
+    drawn = ElementTree.parse(plot).getroot()
+    curves = drawn.findall("{http://www.w3.org/2000/svg}polyline")
+    assert len(curves) == 3
+    assert all(len(curve.attrib["points"].split()) > 10 for curve in curves)
 
 
 def test_a_killed_daemon_loses_nothing(tmp_path: Path) -> None:
