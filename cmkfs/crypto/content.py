@@ -47,6 +47,16 @@ class OpenedBlock:
     generation: int
 
 
+def _cut(before: bytes, plain: memoryview, after: bytes) -> list[Buffer]:
+    """The blocks of the three in a row: only the first and the last are copied, and those only if they must be."""
+    skip = BLOCK - len(before) if before else 0
+    blocks: list[Buffer] = [b"".join((before, plain[:skip]))] if before else []
+    blocks += [plain[at : at + BLOCK] for at in range(skip, len(plain), BLOCK)]
+    if after:
+        blocks[-1] = b"".join((blocks[-1], after))
+    return blocks
+
+
 class ContentCipher:
     """Seals and opens the blocks of one file."""
 
@@ -60,18 +70,20 @@ class ContentCipher:
         self._prefix = b""
         self._writer: AESGCM | None = None
 
-    def seal(self, first: int, plain: Buffer, generation: int) -> bytearray:
-        """Seal `plain` as the blocks `first`, `first + 1`, …; all full but the last, which may be short."""
-        count = -(-len(plain) // BLOCK)
+    def seal(self, first: int, plain: Buffer, generation: int, *, before: bytes = b"", after: bytes = b"") -> bytearray:
+        """Seal `plain`, between what its first and last block keep, as the blocks `first`, `first + 1`, ….
+
+        All are full but the last, which may be short.
+        """
+        blocks = _cut(before, memoryview(plain), after)
+        count = len(blocks)
         encrypt_into, prefix = self._writer_for(count)
-        view, suffixes = memoryview(plain), os.urandom(_SUFFIX * count)
+        suffixes = os.urandom(_SUFFIX * count)
         pages = bytearray(count * PAGE)
         target = memoryview(pages)
-        for number in range(count):
-            data: Buffer = view[number * BLOCK : (number + 1) * BLOCK]
-            length = len(data)
-            if length < BLOCK:
-                data = bytes(data).ljust(BLOCK, b"\0")
+        for number, own in enumerate(blocks):
+            length = len(own)
+            data = own if length == BLOCK else bytes(own).ljust(BLOCK, b"\0")
             suffix = suffixes[number * _SUFFIX : (number + 1) * _SUFFIX]
             aad = _AAD.pack(self._file_id, first + number, length, 0, generation)
             at = number * PAGE
@@ -107,6 +119,24 @@ class ContentCipher:
         if length < BLOCK and any(plain[length:]):
             raise Damaged(f"block {block} is not padded with zeros")
         return OpenedHead(length, generation)
+
+    def open_full(self, first: int, pages: memoryview, newest_generation: int, plain: memoryview) -> None:
+        """Open consecutive pages whose blocks must all be full into `plain`, 4048 bytes for each. Raises Damaged.
+
+        What `open_into` does for each of them, in one loop: a reader of a large file spends its time here.
+        """
+        file_id, readers, unpack, pack = self._file_id, self._readers, _PAGE_HEAD.unpack_from, _AAD.pack
+        for number in range(len(pages) // PAGE):
+            at, out, block = number * PAGE, number * BLOCK, first + number
+            prefix, suffix, length, flags, generation = unpack(pages, at)
+            if length != BLOCK or flags or generation > newest_generation:
+                raise Damaged(f"block {block} is not a full one, or has a head out of range")
+            reader = readers.get(prefix) or self._derive_reader(prefix)
+            aad = pack(file_id, block, length, flags, generation)
+            try:
+                reader.decrypt_into(suffix, pages[at + _BODY : at + PAGE], aad, plain[out : out + BLOCK])
+            except InvalidTag as error:
+                raise Damaged(f"block {block} does not authenticate") from error
 
     def open(self, block: int, page: Buffer, newest_generation: int) -> OpenedBlock:
         """Open one page. Raises Damaged if it is not block `block` of this file, or is of a later generation."""

@@ -21,6 +21,7 @@ from cmkfs.looking import look_for
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 _SYNC_FILE_RANGE_WAIT_BEFORE = 1
+_SYNC_FILE_RANGE_WRITE = 2
 _WAITS_BY_ITSELF = frozenset({"btrfs", "zfs", "bcachefs", "tmpfs"})
 _ONLY_AS_A_WHOLE = frozenset({"btrfs"})
 """Where one file is made durable by syncing all. What fsync of btrfs (Linux 6.18) logs of one inode is not always
@@ -109,6 +110,7 @@ class Backing:
         self._new = NewDirectories(self._fsync, self.sync_whole if self.kind.syncs_as_a_whole else None)
         self.device = os.fstat(self.root_fd).st_dev
         self.fsyncs = 0
+        self._storing = False
         self.failed: OSError | None = None
         """The first error of a sync of the whole: from then on nothing is called durable without its own fsync."""
         if os.fstatvfs(self.root_fd).f_bsize < PAGE:
@@ -198,6 +200,26 @@ class Backing:
             length = cipher_off + len(data) - first
             _check(_libc.sync_file_range(fd, first, length, _SYNC_FILE_RANGE_WAIT_BEFORE))
         self.append(fd, data, cipher_off)
+
+    def begin_to_store(self, fd: int, length: int, cipher_off: int) -> bool:
+        """Have a thread tell the disk to begin with this part; waits for nothing. False if it has enough to do.
+
+        Whatever the disk refuses is told by fsync (sync_file_range(2): only its waiting flags report).
+        """
+        if self._storing:
+            return False
+        self._storing = True
+        own = os.dup(fd)
+
+        def begin() -> None:
+            _libc.sync_file_range(own, cipher_off, length, _SYNC_FILE_RANGE_WRITE)
+            os.close(own)
+
+        def done(_: object) -> None:
+            self._storing = False
+
+        trio.lowlevel.start_thread_soon(begin, done)
+        return True
 
     def set_size(self, fd: int, size: int) -> None:
         """ftruncate that leaves mtime as it was: the plain file's mtime is the backing's."""

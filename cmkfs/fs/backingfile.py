@@ -13,6 +13,10 @@ from cmkfs.fs.readahead import Readahead
 
 log = logging.getLogger(__name__)
 
+STORE_AT_ONCE = 8 * 1024 * 1024
+"""Of a file that grows, so many bytes are given to the disk at a time: it works while what follows is sealed, and
+an fsync at the end, or the settling, waits for the last of them only."""
+
 
 class BackingFile:
     """Whole pages in and out. `end` is the backing's length as this mount has left it.
@@ -20,13 +24,14 @@ class BackingFile:
     `mtime_ns` is the plain mtime while storing has moved the backing's; None: the backing's is right.
     """
 
-    __slots__ = ("_backing", "_readahead", "end", "fd", "mtime_ns", "pending_header")
+    __slots__ = ("_backing", "_begun", "_readahead", "end", "fd", "mtime_ns", "pending_header")
 
     def __init__(self, backing: Backing, fd: int, length: int) -> None:
         self._backing = backing
         self._readahead = Readahead()
         self.fd = fd
         self.end = length
+        self._begun = length
         self.mtime_ns: int | None = None
         self.pending_header = b""
         """What an emptied file begins with, and the disk has refused so far."""
@@ -81,6 +86,13 @@ class BackingFile:
                 self.end_with_blocks_of(plain_size)
             raise
         self.end = max(self.end, at + len(sealed))
+        self._store_what_grew()
+
+    def _store_what_grew(self) -> None:
+        begun = min(self._begun, self.end)
+        if self.end - begun >= STORE_AT_ONCE and self._backing.begin_to_store(self.fd, self.end - begun, begun):
+            begun = self.end
+        self._begun = begun
 
     def empty(self, header: bytes) -> None:
         """Nothing but a new header. Raises OSError with the file as it was.

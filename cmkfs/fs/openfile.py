@@ -106,13 +106,15 @@ class OpenFile:
 
     def _open_pages(self, content: ContentCipher, pages: Buffer, first: int, plain_off: int, length: int) -> Plain:
         view, newest = memoryview(pages), self.slots.generation + 1
-        last = (plain_off + length - 1) // BLOCK
-        plain = memoryview(bytearray((last + 1 - first) * BLOCK))
-        for block in range(first, last + 1):
-            number = block - first
-            page = view[number * PAGE : (number + 1) * PAGE]
-            self._open_page(content, block, page, newest, plain[number * BLOCK : (number + 1) * BLOCK])
         start = plain_off - first * BLOCK
+        count = block_count(start + length)
+        plain = memoryview(bytearray(count * BLOCK))
+        if not self.holes and (first + count) * BLOCK <= self.size and len(view) == count * PAGE:
+            content.open_full(first, view, newest, plain)
+            return plain[start : start + length]
+        for number in range(count):
+            page = view[number * PAGE : (number + 1) * PAGE]
+            self._open_page(content, first + number, page, newest, plain[number * BLOCK : (number + 1) * BLOCK])
         return plain[start : start + length]
 
     def _open_page(self, content: ContentCipher, block: int, page: memoryview, newest: int, plain: memoryview) -> None:
@@ -151,8 +153,7 @@ class OpenFile:
             last_block = await self._short_last_block(key, before=first)
             self._begin_dirty(key)
             self._clear_tail(before=first)
-            content = head + data + tail if head or tail else data
-            sealed = key.content.seal(first, content, self.slots.generation)
+            sealed = key.content.seal(first, data, self.slots.generation, before=head, after=tail)
             self._put(sealed, first)
             self._fill_last_block(key, last_block)
             if first > block_count(self.size):

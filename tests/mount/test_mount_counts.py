@@ -1,5 +1,6 @@
 """What an operation costs, counted: the table of docs/performance.md is what really happens."""
 
+import itertools
 import os
 import re
 import select
@@ -13,6 +14,8 @@ from typing import NamedTuple
 
 import pytest
 from real_mount import OWN_CMK, REPOSITORY, SECONDS, RealMount, Site
+
+from cmkfs.fs.backingfile import STORE_AT_ONCE
 
 pytestmark = pytest.mark.alone  # whoever drops the kernel's caches meanwhile makes it ask again
 
@@ -202,3 +205,25 @@ def test_it_costs_what_the_table_says(measured: dict[str, tuple[Cost, Counter[st
 
 def test_every_row_of_the_table_is_done() -> None:
     assert set(documented()) == {name for name, _ in BEFORE_A_REMOUNT + AFTER_A_REMOUNT if name}
+
+
+def test_what_a_file_grows_by_goes_to_the_disk_meanwhile(site: Site, tmp_path: Path) -> None:
+    """Nobody asks for durability, and still the disk does not stand idle until somebody does."""
+    mounted = site.mount(site.new_vault(OWN_CMK))
+    log = tmp_path / "log"
+
+    def grow() -> None:
+        with (mounted.path / "large").open("wb", buffering=0) as file:
+            for _ in range(34):
+                file.write(MEBIBYTE)
+
+    try:
+        Counting(mounted, log).of(grow)
+        begun = re.findall(r"sync_file_range\((\d+), (\d+), (\d+), SYNC_FILE_RANGE_WRITE\)", log.read_text())
+        ranges = [(int(offset), int(offset) + int(length)) for _, offset, length in begun]
+        assert len(ranges) >= 2
+        assert all(stop - start >= STORE_AT_ONCE for start, stop in ranges)
+        assert all(stop == start for (_, stop), (start, _) in itertools.pairwise(ranges))
+        mounted.down()
+    finally:
+        mounted.clear()

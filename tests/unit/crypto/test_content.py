@@ -41,6 +41,46 @@ def test_round_trip(length: int, first: int, generation: int) -> None:
     assert all(len(one.plain) == BLOCK for one in opened)
 
 
+@given(st.integers(0, BLOCK - 1), st.integers(0, 2 * BLOCK), st.integers(0, BLOCK))
+def test_what_the_first_and_the_last_block_keep(before: int, length: int, after: int) -> None:
+    after = min(after, -(before + length) % BLOCK)
+    if before + length + after == 0:
+        return
+    plain = (PLAIN * 4)[: before + length + after]
+    parts = plain[:before], plain[before : before + length], plain[before + length :]
+    pages = cipher().seal(7, parts[1], 2, before=parts[0], after=parts[2])
+    opened = [cipher().open(7 + at // PAGE, pages[at : at + PAGE], 2) for at in range(0, len(pages), PAGE)]
+    assert b"".join(one.plain[: one.length] for one in opened) == plain
+
+
+def test_full_blocks_in_a_row() -> None:
+    pages, plain = cipher().seal(3, PLAIN * 3, 4), bytearray(3 * BLOCK)
+    cipher().open_full(3, memoryview(pages), 4, memoryview(plain))
+    assert plain == PLAIN * 3
+
+
+@pytest.mark.parametrize("at", [0, 12, 24, 26, 28, 32, PAGE - 1])
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_flipped_bit_in_a_row_of_full_blocks_is_damage(at: int, number: int) -> None:
+    pages = cipher().seal(0, PLAIN * 3, 1)
+    pages[number * PAGE + at] ^= 1
+    with pytest.raises(Damaged, match=f"block {number} "):
+        cipher().open_full(0, memoryview(pages), 1, memoryview(bytearray(3 * BLOCK)))
+
+
+@pytest.mark.parametrize(("first", "newest"), [(1, 4), (0, 3)])
+def test_a_row_of_full_blocks_in_another_place_or_of_a_later_time_is_damage(first: int, newest: int) -> None:
+    pages = cipher().seal(0, PLAIN * 2, 4)
+    with pytest.raises(Damaged):
+        cipher().open_full(first, memoryview(pages), newest, memoryview(bytearray(2 * BLOCK)))
+
+
+def test_a_short_block_in_a_row_of_full_ones_is_damage() -> None:
+    pages = cipher().seal(0, PLAIN + PLAIN[:-1], 1)
+    with pytest.raises(Damaged):
+        cipher().open_full(0, memoryview(pages), 1, memoryview(bytearray(2 * BLOCK)))
+
+
 @pytest.mark.parametrize("at", [*range(40), 100, 2048, PAGE - 17, PAGE - 16, PAGE - 1])
 def test_a_flipped_bit_anywhere_is_damage(at: int) -> None:
     page = cipher().seal(0, PLAIN[:100], 1)
