@@ -70,7 +70,7 @@ class Mounted:
         self._opener = FileOpener(backing, self.inodes, keyring, self.settler.on_dirty)
         symlinks = Symlinks(backing.root_fd)
         namespace = Namespace(backing, self.inodes, self._directories, symlinks)
-        self.attributes = Attributes(self.inodes)
+        self.attributes = Attributes(self.inodes, self._directories.subdirectories)
         xattrs = Xattrs(self.inodes, self._directories, self._opener)
         permissions = Permissions(self.inodes, xattrs, enabled=options.acl)
         self._changes = Setattr(self.inodes, self._opener, permissions)

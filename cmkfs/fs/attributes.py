@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from cmkfs.format.layout import plain_size_at_least, plain_size_of
 from cmkfs.fs.inodes import ROOT_INO, Inode, InodeTable
+from cmkfs.fs.subdirectories import Subdirectories
 from cmkfs.fs.symlinks import Symlinks
 from cmkfs.fuse.messages import Entry
 from cmkfs.keys.zone import Zone
@@ -17,8 +18,9 @@ LONG = 86_400
 class Attributes:
     """Makes the attribute objects that the kernel is answered with."""
 
-    def __init__(self, inodes: InodeTable, entry_timeout: int = LONG) -> None:
+    def __init__(self, inodes: InodeTable, subdirectories: Subdirectories, entry_timeout: int = LONG) -> None:
         self._inodes = inodes
+        self._subdirectories = subdirectories
         self._timeout = entry_timeout
         self.divided: set[Zone] = set()
         """Zones in which some principals have rights and others have none: see `fs.revocation`."""
@@ -84,6 +86,12 @@ class Attributes:
         return found.st_size
 
     def _links(self, inode: Inode, found: os.stat_result) -> int:
+        if not inode.is_dir:
+            return found.st_nlink
+        if inode.removed:
+            return 0
+        if not self._inodes.backing.links_count_directories:
+            return self._subdirectories.links(inode)
         if inode.ino == ROOT_INO and found.st_nlink > 2:
             return found.st_nlink - 1  # cmkfs.links is not shown
-        return 0 if inode.removed and inode.is_dir else found.st_nlink
+        return found.st_nlink

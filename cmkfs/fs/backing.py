@@ -108,7 +108,10 @@ class Backing:
         self.root_fd = os.open(vault, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.kind = backing_kind(self.root_fd)
         self._new = NewDirectories(self._fsync, self.sync_whole if self.kind.syncs_as_a_whole else None)
-        self.device = os.fstat(self.root_fd).st_dev
+        found = os.fstat(self.root_fd)
+        self.device = found.st_dev
+        self.links_count_directories = found.st_nlink > 1
+        """False on btrfs, where each directory has one link whatever is in it."""
         self.fsyncs = 0
         self._storing = False
         self.failed: OSError | None = None

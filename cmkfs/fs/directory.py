@@ -14,6 +14,7 @@ from cmkfs.errors import Damaged
 from cmkfs.format import b64
 from cmkfs.format.vault import ID_SIZE, ZoneRoot
 from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fs.subdirectories import Subdirectories
 from cmkfs.fs.vaultdir import read_zone_record
 from cmkfs.keys.zone import Zone
 
@@ -84,6 +85,7 @@ class Directories:
         self._inodes = inodes
         self._zones = zones
         self._vault_hash = vault_hash
+        self.subdirectories = Subdirectories(inodes.open, OWN_PREFIX)
         self._living: WeakValueDictionary[bytes, Inode] = WeakValueDictionary()
         self.list_zones(zone_roots)
 

@@ -161,6 +161,7 @@ class Namespace:
         except OSError:
             self._drop_sidecar(dir_fd, names)
             raise
+        self._directories.subdirectories.changed(parent, 1)
         found = self._stat(parent, names)
         return self._inodes.learn_new(found, parent, names.entry), found
 
@@ -284,6 +285,7 @@ class Namespace:
 
     def _forget_directory(self, inode: Inode, found: os.stat_result, parent: Inode, entry: bytes) -> None:
         self._directories.forget_removed(inode)
+        self._directories.subdirectories.changed(parent, -1)
         self._inodes.removed(found, parent, entry)
 
     def _refuse_zone_root(self, parent: Inode, name: bytes) -> None:
@@ -342,6 +344,7 @@ class Namespace:
             lost = self._inodes.removed(replaced, target_dir, names.entry) if replaced is not None else None
         inode.drop_place(source_dir, old.entry)
         inode.add_place(target_dir, names.entry)
+        self._directories.subdirectories.moved(inode, source_dir, target_dir)
         self._drop_sidecar(source_fd, old)
         return lost
 
@@ -386,6 +389,7 @@ class Namespace:
         ):
             inode.drop_place(*before)
             inode.add_place(*after)
+            self._directories.subdirectories.moved(inode, before[0], after[0])
 
 
 def _unlink_if_there(name: bytes, dir_fd: int) -> None:

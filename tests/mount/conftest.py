@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from children import Who
+from loop_disk import disk_for_vaults
 from real_mount import OWN_CMK, SHARED_CMK, NewMount, RealMount, Site
 from side_by_side import SideBySide
 
@@ -31,9 +32,10 @@ def site() -> Iterator[Site]:
     top = Path(tempfile.mkdtemp(prefix="cmkfs-test-"))
     top.chmod(0o755)
     try:
-        made = Site(top)
-        made.prepare()
-        yield made
+        with disk_for_vaults(top) as vaults:
+            made = Site(top, vaults=vaults)
+            made.prepare()
+            yield made
     finally:
         shutil.rmtree(top)
 
@@ -100,9 +102,10 @@ def user_site() -> Iterator[Site]:
     top = Path(tempfile.mkdtemp(prefix="cmkfs-test-"))
     try:
         os.chown(top, account.pw_uid, account.pw_gid)
-        made = Site(top, Who(account.pw_uid, account.pw_gid))
-        made.prepare()
-        yield made
+        with disk_for_vaults(top) as vaults:
+            made = Site(top, Who(account.pw_uid, account.pw_gid), vaults)
+            made.prepare()
+            yield made
     finally:
         shutil.rmtree(top)
 

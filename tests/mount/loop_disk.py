@@ -13,6 +13,9 @@ _MKFS = {
     "btrfs": ("mkfs.btrfs", "-q"),
 }
 _SIZE = 320 << 20  # xfs wants 300 MB
+_SIZE_FOR_TESTS = 3 << 30
+BACKING = os.environ.get("CMKFS_TEST_BACKING", "")
+"""The kind of filesystem that vaults of the tests are made on, if not where all else is: `scripts/backings`."""
 
 
 @contextmanager
@@ -33,3 +36,16 @@ def loop_disk(top: Path, kind: str, size: int = _SIZE) -> Iterator[Path]:
         yield where
     finally:
         subprocess.run(["umount", str(where)], check=True)
+
+
+@contextmanager
+def disk_for_vaults(top: Path) -> Iterator[Path]:
+    """A new filesystem of the kind BACKING, or `top` itself."""
+    if not BACKING:
+        yield top
+        return
+    own = top / "vaults"
+    own.mkdir(mode=0o755)
+    with loop_disk(own, BACKING, _SIZE_FOR_TESTS) as disk:
+        disk.chmod(0o1777)
+        yield disk

@@ -35,9 +35,11 @@ _OFTEN = 0.02
 class Site:
     """A CMKFS_HOME with an embedded token: CMK `shared`, whose policy allows everyone everything, and `own` without."""
 
-    def __init__(self, top: Path, who: Who | None = None) -> None:
+    def __init__(self, top: Path, who: Who | None = None, vaults: Path | None = None) -> None:
+        """`vaults`: where they are made, if not in `top`."""
         self.top = top
         self.who = who
+        self._where = vaults or top
         self.home = Home(root=top / "h", config=top / "h", state=top / "h", runtime=top / "h" / "run")
         self._vaults = 0
 
@@ -87,9 +89,9 @@ class Site:
             return {}
         return {"user": self.who.uid, "group": self.who.gid, "extra_groups": self.who.groups}
 
-    def directory(self, name: str) -> Path:
-        """A new directory of the user."""
-        made = self.top / name
+    def directory(self, name: str, where: Path | None = None) -> Path:
+        """A new directory of the user, in `top` or elsewhere."""
+        made = (where or self.top) / name
         made.mkdir()
         if self.who is not None:
             os.chown(made, self.who.uid, self.who.gid)
@@ -98,14 +100,14 @@ class Site:
     def new_vault(self, cmk: str) -> Path:
         """An empty vault, its root open to everyone."""
         self._vaults += 1
-        vault = self.directory(f"v{self._vaults}")
+        vault = self.directory(f"v{self._vaults}", self._where)
         self.cmkfs("init", str(vault), "--cmk", cmk)
         vault.chmod(0o755)
         return vault
 
     def mount(self, vault: Path, *options: str) -> "RealMount":
-        """Mount a vault beside itself."""
-        mountpoint = vault.with_name(vault.name.replace("v", "m"))
+        """Mount a vault at a directory in `top`."""
+        mountpoint = self.top / vault.name.replace("v", "m")
         if not mountpoint.exists():
             self.directory(mountpoint.name)
         return RealMount(self, vault, mountpoint, options)

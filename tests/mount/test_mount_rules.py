@@ -12,7 +12,7 @@ import pytest
 import rules_of_directories
 import rules_of_files
 import rules_of_paths
-from loop_disk import loop_disk
+from loop_disk import BACKING, disk_for_vaults, loop_disk
 from real_mount import REPOSITORY, SHARED_CMK, RealMount, Site
 from rules import PEOPLE, Rule, differences
 
@@ -47,12 +47,15 @@ class Places:
 
 @contextmanager
 def places(site: Site, *options: str) -> Iterator[Places]:
-    """With these mount options, both on one ext4, which goes away faster than 40,000 files one by one."""
+    """With these mount options, both on one ext4, which goes away faster than 40,000 files one by one.
+
+    With `scripts/backings` the vault is on another filesystem.
+    """
     top = Path(tempfile.mkdtemp(prefix="rules", dir=site.top))
     top.chmod(0o755)
     try:
-        with loop_disk(top, "ext4", 3 << 30) as disk:
-            vault, mountpoint, plain = disk / "vault", top / "mnt", disk / "plain"
+        with loop_disk(top, "ext4", 3 << 30) as disk, disk_for_vaults(top if BACKING else disk) as vaults:
+            vault, mountpoint, plain = vaults / "vault", top / "mnt", disk / "plain"
             for made in (mountpoint, plain):
                 made.mkdir()
             site.cmkfs("init", str(vault), "--cmk", SHARED_CMK)
