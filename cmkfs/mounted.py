@@ -8,7 +8,7 @@ from pathlib import Path
 from cmkfs.audit.auditor import Caller
 from cmkfs.config import MountOptions
 from cmkfs.control.protocol import Fields
-from cmkfs.errors import Damaged, GuardianGone, KeyUnavailable, Locked
+from cmkfs.errors import CmkfsError, Damaged, GuardianGone, KeyUnavailable, Locked
 from cmkfs.format.recipient import CmkId
 from cmkfs.format.vault import NO_DIRECTORY, Session, SessionState, ZoneRoot
 from cmkfs.fs.attributes import Attributes
@@ -213,7 +213,7 @@ class Mounted:
             await self.backing.sync_whole()
             closed = Session(session.sequence + 1, SessionState.CLOSED, session.session_id, session.unsettled_since)
             await self._vaultdir.write_session(closed)
-        except OSError as error:
+        except (OSError, CmkfsError) as error:  # the file may be something else by now
             return str(error)
         return ""
 

@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import stat
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,10 +95,16 @@ async def _look_at(
         fh = await _open(program, parent, name)
     except OSError as error:
         return Error(str(error))
-    size = program.file(fh).size
-    blocks = [await _block(program, fh, at) for at in range(0, size, BLOCK)]
+    seen = await see_open_file(program, fh)
     await program.close(fh)
-    return Seen("file", size, blocks, xattrs=await _xattrs(program, ino, attributes))
+    seen.xattrs = await _xattrs(program, ino, attributes)
+    return seen
+
+
+async def see_open_file(program: Program, fh: int) -> Seen:
+    """What reads through a handle give; without attributes."""
+    size = program.file(fh).size
+    return Seen("file", size, [await _block(program, fh, at) for at in range(0, size, BLOCK)])
 
 
 async def _open(program: Program, parent: int, name: bytes) -> int:
@@ -150,18 +157,28 @@ class Licence:
     """An older state of a file, a block, a size or an attribute."""
 
 
-def compare(stored: Tree, older: Tree, seen: Tree, licence: Licence) -> None:
-    """Raise Forgery for anything that is neither stored, missing, refused, nor within the licence."""
+def compare(
+    stored: Tree, older: Tree, seen: Tree, licence: Licence, written: dict[Names, list[Seen]] | None = None
+) -> None:
+    """Raise Forgery for anything that is neither stored, missing, refused, nor within the licence.
+
+    `written`: what files were written to since then, each from any of its states.
+    """
+    written = written or {}
     for path, found in seen.items():
         if isinstance(found, Error) or found.kind == "special":
             continue  # a fifo holds nothing: whoever can write the vault can make one, as the mode of any file
         originals = [tree[path] for tree in ([stored, older] if licence.older else [stored]) if path in tree]
+        originals += written.get(path, [])
+        mixed = licence.older or path in written
         if licence.whole:
             originals += [other for other in stored.values() if isinstance(other, Seen)]
+            originals += [other for states in written.values() for other in states]
+            mixed = mixed or bool(written)
         known = [original for original in originals if isinstance(original, Seen) and original.kind == found.kind]
         if not known and path not in stored and not licence.whole:
             raise Forgery(f"{path} was never there")
-        if not any(_may_be(original, found, known if licence.older else [original]) for original in known):
+        if not any(_may_be(original, found, known if mixed else [original]) for original in known):
             raise Forgery(f"{path} is not what was stored: {_short(found)}")
 
 
@@ -207,9 +224,9 @@ async def _fill(program: Program) -> None:
     await program.symlink(first, b"short", b"somewhere")
     await program.symlink(first, b"other", b"elsewhere")
     await program.symlink(second, b"long", b"l" * 3000)
-    for ino in (one, two, first, empty):
-        await program.set_xattr(ino, b"user.one", b"value of %d" % ino)
-        await program.set_xattr(ino, b"user.two", b"other of %d" % ino)
+    for number, ino in enumerate((one, two, first, empty)):
+        await program.set_xattr(ino, b"user.one", b"value of %d" % number)
+        await program.set_xattr(ino, b"user.two", b"another of %d" % number)
 
 
 async def _change(program: Program) -> None:
@@ -233,8 +250,9 @@ class Forger:
         self.older = trio.run(self._session, _fill)
         shutil.copytree(self._work, self._old, symlinks=True)
         self.stored = trio.run(self._session, _change)
+        self._order = {path.relative_to(self._work): path.lstat().st_ino for path in _all(self._work)}
         shutil.copytree(self._work, self._new, symlinks=True)
-        self.outcomes = {"refused": 0, "served": 0}
+        self.outcomes: Counter[str] = Counter()
 
     async def _session(self, work: Callable[[Program], object]) -> Tree:
         await self.harness.mount()
@@ -256,10 +274,14 @@ class Forger:
     def change(self, seed: int) -> tuple[str, "Licence"]:
         """Put the vault back, and make the change of this seed, the same one each time; gives its name."""
         rng = random.Random(seed)
-        shutil.rmtree(self._work)
-        shutil.copytree(self._new, self._work, symlinks=True)
+        self.put_back()
         change = rng.choice(CHANGES)
         return change.__name__, change(self, rng)
+
+    def put_back(self) -> None:
+        """The vault as it was stored."""
+        shutil.rmtree(self._work)
+        shutil.copytree(self._new, self._work, symlinks=True)
 
     async def read(self) -> Tree:
         """All that a mount of the vault as it is now gives; nothing, if it does not mount."""
@@ -276,8 +298,9 @@ class Forger:
     # -- what there is to change ------------------------------------------------------------------
 
     def all(self, kind: Callable[[Path], bool]) -> list[Path]:
-        below = (Path(top, name) for top, directories, files in os.walk(self._work) for name in [*directories, *files])
-        return sorted(path for path in below if kind(path))
+        """In the order in which they were made: their names are others in each vault, and a seed is to be repeated."""
+        found = [path for path in _all(self._work) if kind(path)]
+        return sorted(found, key=lambda path: (self._order.get(path.relative_to(self._work), 1 << 64), path))
 
     def file(self, rng: random.Random) -> Path:
         """A regular file, one of the vault's own now and then."""
@@ -297,6 +320,10 @@ class Forger:
     def before(self, path: Path) -> Path:
         """The same in the older state."""
         return self._old / path.relative_to(self._work)
+
+
+def _all(top: Path) -> list[Path]:
+    return [Path(at, name) for at, directories, files in os.walk(top) for name in [*directories, *files]]
 
 
 def _is_file(path: Path) -> bool:
@@ -513,7 +540,9 @@ def change_an_attribute(forger: Forger, rng: random.Random) -> Licence:
 
 
 def _ours(path: Path) -> list[str]:
-    return [name for name in os.listxattr(path) if name.startswith(XATTR)]
+    """By the lengths of their values, since their names are others in each vault."""
+    found = [name for name in os.listxattr(path) if name.startswith(XATTR)]
+    return sorted(found, key=lambda name: len(os.getxattr(path, name)))
 
 
 def change_the_kind(forger: Forger, rng: random.Random) -> Licence:

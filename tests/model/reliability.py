@@ -27,6 +27,7 @@ CAMPAIGNS = {
     },
     "faults of the disk": ("scripts/faults", "calls of the daemon on the vault made to fail while a program works"),
     "forger": ("scripts/forge", "changes to a vault at rest, made without a key, then read"),
+    "forger, mounted": ("scripts/forge --mounted", "such changes below a mount in use, read there and after a remount"),
     "check": ("scripts/forge", "such changes, then `cmkfs check`, `--repair`, and read again"),
     "crash model": ("scripts/crash-model", "states that a power cut may leave, recovered by the next mount"),
     **{
