@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from cmkfs.format.layout import plain_size_at_least, plain_size_of
 from cmkfs.fs.inodes import ROOT_INO, Inode, InodeTable
+from cmkfs.fs.keptnames import is_zone_root
 from cmkfs.fs.subdirectories import Subdirectories
 from cmkfs.fs.symlinks import Symlinks
 from cmkfs.fuse.messages import Entry
@@ -57,9 +58,10 @@ class Attributes:
             found.st_ctime_ns,
         )
 
-    def missing(self) -> Entry:
-        """The answer that a name does not exist, which the kernel may keep too."""
-        return Entry(0, entry_timeout=self._timeout)
+    def missing(self, parent: Inode) -> Entry:
+        """The answer that a name does not exist in `parent`, which the kernel may keep too."""
+        asked = bool(self.divided) and self._asked_for_each_time(parent)
+        return Entry(0, entry_timeout=0 if asked else self._timeout)
 
     def _limited(self, inode: Inode) -> tuple[int, int]:
         """Seconds for entry and attributes: 0 for what the kernel must ask for each time, with the caller's uid."""
@@ -68,9 +70,15 @@ class Attributes:
         if inode.is_dir:
             divided = inode.directory is None or inode.directory.zone in self.divided
             return self._timeout, 0 if divided else self._timeout
-        if inode.parent is self._inodes.root:
-            return 0, self._timeout  # the root itself always answers
+        if self._asked_for_each_time(inode.parent):
+            return 0, self._timeout
         return self._timeout, self._timeout
+
+    def _asked_for_each_time(self, parent: Inode | None) -> bool:
+        """A name in the root of a divided zone: the root itself answers those who have no right in the zone, too."""
+        if parent is None or not is_zone_root(parent):
+            return False
+        return parent.directory is None or parent.directory.zone in self.divided
 
     def _size(self, inode: Inode, found: os.stat_result) -> int:
         if inode.fmt == stat.S_IFREG:

@@ -1,26 +1,33 @@
 """What a lock needs of the kernel: to forget inodes, and to be cut off when it does not."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
 import trio
 
 from cmkfs.errors import GuardianGone, MountFailed
-from cmkfs.fs.guardian import Guardian
+from cmkfs.fs.guardian import Guardian, nobody_waits
+from cmkfs.fs.pagecache import inval_entry_message
 from cmkfs.fs.roster import Roster
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 10.0
+_THREADS = 8
+"""Where there is no guardian: what is ordered last must not wait for what hangs, of a few locks."""
 
 
 class Device(Protocol):
-    """A kernel connection; both calls block."""
+    """A kernel connection; all calls block."""
 
     def invalidate_inode(self, inode: int, *, attr_only: bool = False) -> bool:
         """Drop attributes and pages; returns when dirty pages were written back."""
+        ...
+
+    def expire_entry(self, parent: int, name: bytes) -> bool:
+        """Have the kernel ask for a name again before it goes by it."""
         ...
 
     def abort(self) -> None:
@@ -41,27 +48,43 @@ class KernelCache:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._own_thread = trio.CapacityLimiter(2)
+        self._own_threads = trio.CapacityLimiter(_THREADS)
         self.guardian: Guardian | None = None
         self.unguarded = ""
         self.ended = False
 
-    async def forget(self, numbers: Sequence[int]) -> None:
+    async def forget(self, numbers: Sequence[int], given: Callable[[], object] = nobody_waits) -> None:
         """Forget these inodes, in this order; dirty pages arrive as WRITE requests meanwhile.
 
-        Cancelling ends the waiting only.
+        `given` is called once it is under way. Cancelling ends the waiting only.
         """
+        if self.guardian is not None and not self.ended:
+            try:
+                await self.guardian.forget(numbers, given)
+                return
+            except GuardianGone as error:
+                log.warning("%s; a thread does its work", error)
+        given()
+        if self.ended:
+            return
+        # In a thread: it waits for requests that the event loop must answer. Never behind forty reads of a slow disk.
+        await trio.to_thread.run_sync(
+            partial(_invalidate_all, self._device, numbers), abandon_on_cancel=True, limiter=self._own_threads
+        )
+
+    async def expire(self, names: Sequence[tuple[int, bytes]]) -> None:
+        """Have these names, each with its directory's number, asked for again. As `forget`."""
         if self.ended:
             return
         if self.guardian is not None:
             try:
-                await self.guardian.forget(numbers)
+                messages = [inval_entry_message(parent, name, expire_only=True) for parent, name in names]
+                await self.guardian.send(messages)
                 return
             except GuardianGone as error:
                 log.warning("%s; a thread does its work", error)
-        # In a thread: it waits for requests that the event loop must answer. Never behind forty reads of a slow disk.
         await trio.to_thread.run_sync(
-            partial(_invalidate_all, self._device, numbers), abandon_on_cancel=True, limiter=self._own_thread
+            partial(_expire_all, self._device, names), abandon_on_cancel=True, limiter=self._own_threads
         )
 
     async def keep_guarded(self, device: GuardedDevice, roster: Roster) -> None:
@@ -107,3 +130,11 @@ def _invalidate_all(device: Device, numbers: Sequence[int]) -> None:
             failed += 1
     if failed:
         log.error("%s inodes could not be invalidated", failed)
+
+
+def _expire_all(device: Device, names: Sequence[tuple[int, bytes]]) -> None:
+    for parent, name in names:
+        try:
+            device.expire_entry(parent, name)
+        except OSError as error:
+            log.error("a name stays in the kernel's cache: %s", error.strerror)

@@ -114,6 +114,10 @@ class FuseDevice:
         """Drop `name` in the directory `parent`; False if the kernel does not know it. Raises OSError."""
         return pagecache.notify(self._device, pagecache.inval_entry_message(parent, name))
 
+    def expire_entry(self, parent: int, name: bytes) -> bool:
+        """Have the kernel ask for `name` again; False if it does not know it. Raises OSError."""
+        return pagecache.notify(self._device, pagecache.inval_entry_message(parent, name, expire_only=True))
+
     async def start_guardian(self, roster: Roster) -> Guardian:
         """A process that drops what is cached of `roster` when this one dies. Raises GuardianGone."""
         return await Guardian.start(self._device, roster)

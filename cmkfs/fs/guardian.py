@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,7 +20,7 @@ import trio
 
 from cmkfs.errors import GuardianGone
 from cmkfs.fs import guardian_process
-from cmkfs.fs.guardian_process import ANSWER, FAREWELL, ORDER, READY
+from cmkfs.fs.guardian_process import ANSWER, FAREWELL, INODES, MESSAGES, ORDER, READY, UNIT
 from cmkfs.fs.kernel_mount import DEVICE
 from cmkfs.fs.roster import Roster
 
@@ -33,9 +33,13 @@ LEAVE_SECONDS: Final = 5.0
 STAND_IN_SECONDS: Final = guardian_process.LAST_SECONDS + 5.0
 
 
+def nobody_waits() -> None:
+    """What is called when an order is given, where that is nobody's concern."""
+
+
 @dataclass(slots=True, eq=False)
 class _Order:
-    """An order that the guardian has; `failed` is how many inodes the kernel refused, None until it is answered."""
+    """An order that the guardian has; `failed` is how much of it the kernel refused, None until it is answered."""
 
     failed: int | None = None
 
@@ -74,29 +78,42 @@ class Guardian:
             raise GuardianGone(f"the guardian does not begin ({said!r})")
         return guardian
 
-    async def forget(self, numbers: Sequence[int]) -> None:
+    async def forget(self, numbers: Sequence[int], given: Callable[[], object] = nobody_waits) -> None:
         """Have the kernel forget these inodes, in order; dirty pages are written back first.
 
-        Waits for no other order. Cancelling ends the waiting, not the work. Raises GuardianGone.
+        Waits for no other order; `given` is called when the guardian has it. Cancelling ends the waiting, not the
+        work. Raises GuardianGone.
         """
-        order = await self._give(numbers)
+        failed = await self._carry_out(INODES, array("Q", numbers).tobytes(), given)
+        if failed:
+            log.error("%s inodes could not be invalidated", failed)
+
+    async def send(self, messages: Sequence[bytes]) -> None:
+        """Have these notifications sent to the kernel (`fs.pagecache`), as `forget` has inodes forgotten."""
+        failed = await self._carry_out(MESSAGES, b"".join(text + bytes(-len(text) % UNIT) for text in messages))
+        if failed:
+            log.error("%s names stay in the kernel's cache", failed)
+
+    async def _carry_out(self, kind: int, data: bytes, given: Callable[[], object] = nobody_waits) -> int:
+        """Give an order and wait until it is done; how much of it failed."""
+        order = await self._give(kind, data)
+        given()
         while order.failed is None:
             await self._hear()
-        if order.failed:
-            log.error("%s inodes could not be invalidated", order.failed)
+        return order.failed
 
-    async def _give(self, numbers: Sequence[int]) -> _Order:
+    async def _give(self, kind: int, data: bytes) -> _Order:
         if self._gone or self._orders < 0:
             raise GuardianGone("the guardian was killed")
         if not self._given:
             self._taken = 0  # nobody looks at what was written for earlier ones
-        order, begin = _Order(), self._taken
-        self._number, self._taken = self._number + 1, begin + len(numbers)
+        order, begin, length = _Order(), self._taken, len(data) // UNIT
+        self._number, self._taken = self._number + 1, begin + length
         self._given[self._number] = order
         try:
             # Not in a thread: it is memory, and forty reads of a slow disk may have all threads.
-            os.pwrite(self._orders, array("Q", numbers).tobytes(), 8 * begin)
-            await self._talk.send(ORDER.pack(self._number, begin, len(numbers)))
+            os.pwrite(self._orders, data, UNIT * begin)
+            await self._talk.send(ORDER.pack(self._number, kind, begin, length))
         except (OSError, trio.ClosedResourceError) as error:
             raise GuardianGone(f"the guardian cannot be told: {error}") from error
         return order

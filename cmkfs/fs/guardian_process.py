@@ -5,14 +5,15 @@ Run as `python -I -S guardian_process.py DEVICE ROSTER ORDERS TALK`, four descri
 - DEVICE: a clone of the connection (FUSE_DEV_IOC_CLONE). It has its own list of requests that are being
   answered, so those that the daemon had taken end when the daemon does, and new ones can be read here.
 - ROSTER: the numbers of all inodes that the kernel may know (`fs.roster`).
-- ORDERS: the numbers of the orders, each in a place of its own. TALK: a SOCK_SEQPACKET socket to the daemon, and to
-  nobody else.
+- ORDERS: what the orders are about, each in a place of its own: numbers of inodes, or notifications as the kernel
+  takes them. TALK: a SOCK_SEQPACKET socket to the daemon, and to nobody else.
 
-While the daemon lives it does what it is ordered: invalidate these inodes, in a process whose Python the daemon's
-requests do not slow down. Orders are carried out side by side: none waits for the dirty pages of another. When TALK
-ends without a farewell the daemon is dead: every request is refused from then on, every inode is invalidated, and
-with the end of this process the kernel aborts the connection. It has no key, imports nothing of cmkfs, reads no file,
-and needs no privilege. Source: linux/fuse.h; fs/fuse/dev.c, `fuse_dev_release`, `fuse_notify_inval_inode`.
+While the daemon lives it does what it is ordered: invalidate these inodes, send these notifications, in a process
+whose Python the daemon's requests do not slow down. Orders are carried out side by side: none waits for the dirty
+pages of another. When TALK ends without a farewell the daemon is dead: every request is refused from then on, every
+inode is invalidated, and with the end of this process the kernel aborts the connection. It has no key, imports
+nothing of cmkfs, reads no file, and needs no privilege. Source: linux/fuse.h; fs/fuse/dev.c, `fuse_dev_release`,
+`fuse_notify_inval_inode`.
 """
 
 import _thread
@@ -25,8 +26,11 @@ import time
 
 READY = b"ready"
 FAREWELL = b"bye"
-ORDER = struct.Struct("<QQQ")  # its own number, where in ORDERS its inodes begin, how many they are
-ANSWER = struct.Struct("<QQ")  # which order is done, how many of its inodes failed
+ORDER = struct.Struct("<QQQQ")  # its own number, INODES or MESSAGES, where in ORDERS it begins and its length, in UNITs
+ANSWER = struct.Struct("<QQ")  # which order is done, how much of it failed
+INODES, MESSAGES = 0, 1
+UNIT = 8
+"""Bytes: an inode's number is one; a message begins with its own length in bytes, and is padded to whole ones."""
 
 STALLED_SECONDS = 0.05
 """An inode whose dirty pages take longer to be stored does not hold up the others: a further thread goes on."""
@@ -43,13 +47,32 @@ _LARGEST_REQUEST = (1 << 21) + (1 << 16)
 _ENOENT, _ENODEV, _ENOTCONN = 2, 19, 107
 
 
-class Order:
-    """Inodes to invalidate, by as many threads as it takes; an inode of 0 is none. `wake` hears of the end."""
+def inval_inodes(numbers: bytes) -> list[bytes | int]:
+    """The inodes of an order; one of 0 is none."""
+    return [number for number in memoryview(numbers).cast("Q") if number]
 
-    def __init__(self, device: int, numbers: bytes, wake: int = -1) -> None:
+
+def messages(data: bytes) -> list[bytes | int]:
+    """The notifications of an order."""
+    found: list[bytes | int] = []
+    at = 0
+    while at < len(data):
+        length = int.from_bytes(data[at : at + 4], "little")
+        found.append(data[at : at + length])
+        at += -(-length // UNIT) * UNIT
+    return found
+
+
+class Order:
+    """What to tell the kernel, by as many threads as it takes: inodes to invalidate, and other notifications.
+
+    `wake` hears of the end.
+    """
+
+    def __init__(self, device: int, items: list[bytes | int], wake: int = -1) -> None:
         self._device = device
         self._wake = wake
-        self._numbers = memoryview(numbers).cast("Q")
+        self._items = items
         self._lock = _thread.allocate_lock()
         self._next = 0
         self._threads = 0
@@ -62,7 +85,7 @@ class Order:
     def further_thread(self) -> None:
         """Begin, or go on beside an inode that takes its time."""
         with self._lock:
-            if self._threads >= MOST_THREADS or (self._begun and self._next >= len(self._numbers)):
+            if self._threads >= MOST_THREADS or (self._begun and self._next >= len(self._items)):
                 return
             self._begun = True
             self._threads += 1
@@ -80,15 +103,14 @@ class Order:
         while True:
             with self._lock:
                 at = self._next
-                if at >= len(self._numbers):
+                if at >= len(self._items):
                     break
                 self._next = at + 1
-            number = self._numbers[at]
-            if not number:
-                continue
-            struct.pack_into("<Q", message, 16, number)
+            item = self._items[at]
+            if isinstance(item, int):
+                struct.pack_into("<Q", message, 16, item)
             try:
-                os.write(self._device, message)
+                os.write(self._device, message if isinstance(item, int) else item)
             except OSError as error:
                 failed += error.errno != _ENOENT  # ENOENT: the kernel does not know it, which is as good
         with self._lock:
@@ -120,7 +142,7 @@ def stand_in(device: int, roster: int) -> None:
     """The daemon is dead: nothing of the mount may be read any more."""
     began = time.monotonic()
     _thread.start_new_thread(refuse, (device,))
-    order = Order(device, os.pread(roster, os.fstat(roster).st_size, 0))
+    order = Order(device, inval_inodes(os.pread(roster, os.fstat(roster).st_size, 0)))
     order.further_thread()
     while not order.done.acquire(timeout=STALLED_SECONDS):
         order.hurry()
@@ -144,8 +166,9 @@ def serve(device: int, orders: int, talk: int) -> bool:
             message = os.read(talk, 64)
             if message in (b"", FAREWELL):
                 return message == FAREWELL
-            number, begin, count = ORDER.unpack(message)
-            running[number] = Order(device, os.pread(orders, count * 8, begin * 8), wake)
+            number, kind, begin, length = ORDER.unpack(message)
+            data = os.pread(orders, length * UNIT, begin * UNIT)
+            running[number] = Order(device, messages(data) if kind == MESSAGES else inval_inodes(data), wake)
             running[number].further_thread()
         if done in ready:
             os.read(done, 4096)

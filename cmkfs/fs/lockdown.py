@@ -5,7 +5,8 @@ The order is what makes it complete and lossless (docs/concurrency.md):
 2. every inode that the kernel knows is invalidated, open ones first; that writes dirty pages back. Whatever else
    there is to do, such as telling who had what open, is done while the kernel works;
 3. clean slots are sealed while the keys are there, then the keys go;
-4. open inodes are invalidated once more: what was dirtied in between is refused, not kept.
+4. open inodes are invalidated once more: what was dirtied in between is refused, not kept. Beside it, names right
+   in the roots of the zones expire (`fs.keptnames`).
 Steps 2 and 4 have a deadline. If the kernel still holds pages after 4, a request hangs: the connection is cut and
 everything is invalidated; the mount has ended then, and nothing of it can be read.
 """
@@ -23,7 +24,9 @@ import trio
 from cmkfs.audit.auditor import Caller
 from cmkfs.errors import CmkfsError, KeyUnavailable, Locked
 from cmkfs.fs.directory import plain_name
+from cmkfs.fs.guardian import nobody_waits
 from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fs.keptnames import names_in_roots
 from cmkfs.fs.operations import Operations
 from cmkfs.fs.settle import Settler
 from cmkfs.keys.keyring import Keyring
@@ -41,8 +44,15 @@ _SECONDS_PER_INODE = 20e-6
 class PageCache(Protocol):
     """What a lock needs of the kernel (`fs.forgetting`)."""
 
-    async def forget(self, numbers: Sequence[int]) -> None:
-        """Drop attributes and pages of these inodes, in this order; returns when dirty pages were written back."""
+    async def forget(self, numbers: Sequence[int], given: Callable[[], object] = ...) -> None:
+        """Drop attributes and pages of these inodes, in this order; returns when dirty pages were written back.
+
+        `given` is called when it is under way: what is to be forgotten later may come.
+        """
+        ...
+
+    async def expire(self, names: Sequence[tuple[int, bytes]]) -> None:
+        """Ask for these names, each with its directory's number, before going by them again."""
         ...
 
     async def cut(self) -> bool:
@@ -130,14 +140,22 @@ class Lockdown:
             self._locking[zone] = complete
             self._keyring.end_leases(zone, why)
         stored_all = False
+        names: list[tuple[int, bytes]] = []
+
+        async def gather_names() -> None:
+            names.extend(await names_in_roots(self._inodes, zones))
+
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._name_opened, zones, opened)
+                nursery.start_soon(gather_names)
                 stored_all = not drop_dirty and await self._store(zones)
         finally:  # whoever waits for the lock may go; the lock is completed
             self._drop_keys(zones)
             with trio.CancelScope(shield=True):
-                await self._forget_for_good(self._open_inodes(zones) if stored_all else self._known(zones))
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._expire, names)
+                    await self._forget_for_good(self._open_inodes(zones) if stored_all else self._known(zones))
             gc.collect()  # cipher objects are in cycles; nothing of them stays until some later collection
             for zone in zones:
                 del self._locking[zone]
@@ -255,13 +273,18 @@ class Lockdown:
         """
         done: list[bool] = []
 
+        begun = trio.Event()
+
         async def first(inodes: list[Inode]) -> None:
-            done.append(await self._forget(inodes, STORE_SECONDS))
+            try:
+                done.append(await self._forget(inodes, STORE_SECONDS, begun.set))
+            finally:
+                begun.set()
 
         used = self._used(zones)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(first, used)
-            await trio.lowlevel.checkpoint()
+            await begun.wait()
             at_once = set(used)
             done.append(await self._forget([x for x in self._known(zones) if x not in at_once], STORE_SECONDS))
         return all(done)
@@ -273,17 +296,28 @@ class Lockdown:
         read = {handle.file.inode for handle in handles} - written
         return [*read, *written]
 
-    async def _forget(self, inodes: list[Inode], seconds: float) -> bool:
+    async def _forget(self, inodes: list[Inode], seconds: float, given: Callable[[], object] = nobody_waits) -> bool:
         """False if the kernel still holds something of them after `seconds`."""
         with trio.move_on_after(seconds) as scope:
             try:
-                await self._kernel.forget([int(inode.ino) for inode in inodes])
+                await self._kernel.forget([int(inode.ino) for inode in inodes], given)
             except (OSError, RuntimeError) as error:  # no descriptor or no thread to be had
                 log.error("the kernel could not be told to forget: %s", error)
                 return False
         if scope.cancelled_caught:
             log.error("the kernel has not let go of everything within %g s", seconds)
         return not scope.cancelled_caught
+
+    async def _expire(self, names: list[tuple[int, bytes]]) -> None:
+        """What is right in the root of a zone is asked for again. It waits for who looks something up there just now,
+        so that nobody learns an inode after it was invalidated."""
+        with trio.move_on_after(FORGET_SECONDS + _SECONDS_PER_INODE * len(names)) as scope:
+            try:
+                await self._kernel.expire(names)
+            except (OSError, RuntimeError) as error:
+                log.error("names stay in the kernel's cache: %s", error)
+        if scope.cancelled_caught:
+            log.error("names in the root of a zone stay in the kernel's cache: a request hangs in that directory")
 
     async def _forget_for_good(self, inodes: list[Inode]) -> None:
         """Nothing of these inodes is cached any more when this returns, at whatever price."""

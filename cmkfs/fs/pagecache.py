@@ -14,6 +14,7 @@ _NOTIFY_INVAL_ENTRY = 3
 _HEADER = struct.Struct("<IiQ")  # length, code, unique (0: not an answer)
 _INVAL_INODE = struct.Struct("<Qqq")  # inode, offset (below 0: attributes only), length (0: to the end)
 _INVAL_ENTRY = struct.Struct("<QII")  # parent inode, length of the name, flags
+_EXPIRE_ONLY = 1 << 0
 
 
 def inval_inode_message(inode: int, *, attr_only: bool) -> bytes:
@@ -22,11 +23,14 @@ def inval_inode_message(inode: int, *, attr_only: bool) -> bytes:
     return header + _INVAL_INODE.pack(inode, -1 if attr_only else 0, 0)
 
 
-def inval_entry_message(parent: int, name: bytes) -> bytes:
-    """The notification that drops `name` in the directory `parent`: 32 bytes, the name and a NUL."""
+def inval_entry_message(parent: int, name: bytes, *, expire_only: bool = False) -> bytes:
+    """The notification that drops `name` in the directory `parent`: 32 bytes, the name and a NUL.
+
+    `expire_only`: the name stays, and who comes to it asks for it again (since Linux 6.2; dropped before).
+    """
     if not name or b"\0" in name or b"/" in name:
         raise ValueError(f"not a name: {name!r}")
-    body = _INVAL_ENTRY.pack(parent, len(name), 0) + name + b"\0"
+    body = _INVAL_ENTRY.pack(parent, len(name), _EXPIRE_ONLY if expire_only else 0) + name + b"\0"
     return _HEADER.pack(_HEADER.size + len(body), _NOTIFY_INVAL_ENTRY, 0) + body
 
 

@@ -9,8 +9,8 @@ out without asking. So:
   must open the file again. Until then GETATTR answers ESTALE: with fresh attributes the kernel would take whole
   pages that are written into the cache, where the other could read them.
 * Where principals differ in whether they have any right, the kernel keeps no attributes of directories: it asks
-  for each that it walks, with the caller's uid. The root of the mount must always answer, so names in it are not
-  kept either.
+  for each that it walks, with the caller's uid. The roots of zones answer those who have no right there too, so
+  names in them are not kept either.
 """
 
 import errno
@@ -27,6 +27,7 @@ from cmkfs.fs.attributes import Attributes
 from cmkfs.fs.directory import plain_name
 from cmkfs.fs.handles import FileHandle, actions_of
 from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fs.keptnames import is_zone_root
 from cmkfs.fs.operations import Operations
 from cmkfs.keys.keyring import Keyring
 from cmkfs.keys.zone import Zone, ZoneState
@@ -95,7 +96,7 @@ class Revocation:
         self.begin(zones)
         newly = [zone for zone in newly if zone in self._attributes.divided]
         changed = [inode for inode in self._inodes if inode.is_dir and newly]
-        names, complete = self._names([*retired, *(self._children_of_root() if newly else [])], zones)
+        names, complete = self._names([*retired, *self._in_roots(newly)], zones)
         if retired:
             log.info("%d open files must be opened again: who had them open may not use them any more", len(retired))
         # Twice: a write that was under way may have put a page in after its turn.
@@ -127,8 +128,10 @@ class Revocation:
             self._keyring.policies.allows(zone.cmk_id, handle.request, action) for action in actions_of(handle.flags)
         )
 
-    def _children_of_root(self) -> list[Inode]:
-        return [inode for inode in self._inodes if any(parent is self._inodes.root for parent, _ in inode.places)]
+    def _in_roots(self, zones: list[Zone]) -> list[Inode]:
+        """What the kernel may know right in the roots of these zones."""
+        roots = [x for x in self._inodes if x.directory is not None and x.directory.zone in zones and is_zone_root(x)]
+        return [inode for inode in self._inodes if roots and any(parent in roots for parent, _ in inode.places)]
 
     def _names(self, inodes: list[Inode], zones: list[Zone]) -> tuple[list[tuple[int, bytes]], bool]:
         """Directory and plain name of every name that the kernel may know, and whether these are all."""

@@ -44,7 +44,7 @@ class Setattr:
         if changes.size is not None:
             await self._resize(inode, zone, changes.size, request, kill_suidgid=changes.kill_suidgid)
         if changes.size is None or changes.more_than_size:
-            if not changes.more_than_times and self._times_are_so(inode, changes):
+            if self.is_so(inode, changes):
                 return
             with self._inodes.reach(inode) as path:
                 self._change(path, inode, changes, request)
@@ -53,12 +53,14 @@ class Setattr:
             if changes.mode is not None:
                 await self._permissions.follow_mode(inode, zone, changes.mode)
 
-    def _times_are_so(self, inode: Inode, changes: Changes) -> bool:
-        """True if they are what they are to be: the kernel sends them once more when a name of the file changed.
+    def is_so(self, inode: Inode, changes: Changes) -> bool:
+        """True if times alone are to be set, and are so: the kernel sends them again when a name of the file changed.
 
         Then the change of the name has moved ctime in the vault a moment ago.
         """
-        if changes.atime_ns is not None or changes.mtime_ns is None or changes.ctime_ns is None:
+        if changes.more_than_times or changes.atime_ns is not None:
+            return False
+        if changes.mtime_ns is None or changes.ctime_ns is None:
             return False
         found = self._inodes.stat(inode)
         kept = None if inode.file is None else inode.file.pages.mtime_ns

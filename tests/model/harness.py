@@ -53,6 +53,9 @@ class NoPages:
     def invalidate_inode(self, inode: int, *, attr_only: bool = False) -> bool:
         return False
 
+    def expire_entry(self, parent: int, name: bytes) -> bool:
+        return False
+
 
 class Harness:
     """One vault in `directory`. `mount`, then `program`, then `unmount` or `kill`."""

@@ -16,7 +16,7 @@ import trio
 from cmkfs.errors import GuardianGone
 from cmkfs.fs import guardian_process
 from cmkfs.fs.guardian import Guardian
-from cmkfs.fs.guardian_process import ANSWER, ORDER, READY
+from cmkfs.fs.guardian_process import ANSWER, INODES, ORDER, READY
 
 INVAL = struct.Struct("<IiQQqq")
 
@@ -75,6 +75,16 @@ async def test_it_tells_the_kernel_of_each_inode_in_order(guarded: Guarded) -> N
     assert guarded.told == [5, 3, 2**63, 9]
 
 
+@pytest.mark.parametrize("sizes", [[], [40], [41, 48, 47], [34] * 3])
+async def test_it_sends_the_kernel_each_message_as_it_is(guarded: Guarded, sizes: list[int]) -> None:
+    messages = [
+        struct.pack("<IiQ", size, 3, 0) + bytes([number + 1]) * (size - 16) for number, size in enumerate(sizes)
+    ]
+    await guarded.guardian.send(messages)
+    await guarded.guardian.forget([6])
+    assert os.read(guarded.kernel, 4096)[: -INVAL.size] == b"".join(messages)
+
+
 async def test_an_order_waits_for_no_other(guarded: Guarded) -> None:
     """The first one cannot go on: the pipe is full, as when pages have to be written back first."""
     many, few, done = list(range(1, 100_001)), [200_001, 200_002], list[str]()
@@ -110,7 +120,8 @@ class Played:
 
     async def next(self) -> tuple[int, list[int]]:
         """The next order: its number and its inodes."""
-        number, begin, count = ORDER.unpack(await self.talk.recv(64))
+        number, kind, begin, count = ORDER.unpack(await self.talk.recv(64))
+        assert kind == INODES
         return number, list(array("Q", os.pread(self.orders, 8 * count, 8 * begin)))
 
 
