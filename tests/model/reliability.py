@@ -29,6 +29,7 @@ CAMPAIGNS = {
     "forger": ("scripts/forge", "changes to a vault at rest, made without a key, then read"),
     "forger, mounted": ("scripts/forge --mounted", "such changes below a mount in use, read there and after a remount"),
     "check": ("scripts/forge", "such changes, then `cmkfs check`, `--repair`, and read again"),
+    "fuzz": ("scripts/fuzz", "inputs to each parser of what others may have written, led by coverage (atheris)"),
     "crash model": ("scripts/crash-model", "states that a power cut may leave, recovered by the next mount"),
     **{
         f"crash model of names, {rule}": ("scripts/crash-names", f"whole vaults after a cut, {what}")
