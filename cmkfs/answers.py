@@ -7,12 +7,14 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import cast
 
 import trio
 
 from cmkfs.audit.process import person_name
 from cmkfs.auditing import MountAudit
 from cmkfs.caller import Request
+from cmkfs.config import check_remount
 from cmkfs.control.protocol import PEER, Fields, Peer
 from cmkfs.control.server import Handler
 from cmkfs.errors import (
@@ -68,6 +70,7 @@ class ControlAnswers:
             "zone_create": self._zone_create,
             "zone_remove": self._zone_remove,
             "audit": self._audit_head,
+            "remount": self._remount,
         }
 
     def _named(self, arguments: Fields) -> list[Zone]:
@@ -257,6 +260,17 @@ class ControlAnswers:
             policies.forget(cmk_id)  # it was read for this question; a zone that is made reads it again
         if not decision.allowed:
             raise PolicyDenied(f"{_name(by)} may not {action} under the CMK", rule=decision.rule, action=action)
+
+    async def _remount(self, arguments: Fields) -> Fields:
+        """Whether the mount may be given these options; with `noatime`, that it has been given them."""
+        check_remount(self._mounted.options, cast(list[str], arguments["words"]))
+        if "noatime" in arguments:
+            backing = self._mounted.backing
+            backing.noatime, backing.nodiratime = bool(arguments["noatime"]), bool(arguments["nodiratime"])
+            for inode in self._mounted.inodes:
+                if inode.file is not None:
+                    inode.file.pages.count_reads()
+        return {}
 
     @contextmanager
     def _recorded(self, event: str, arguments: Fields, what: str) -> Iterator[None]:

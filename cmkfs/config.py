@@ -268,6 +268,20 @@ def parse_options(texts: Iterable[str], *, defaults: MountOptions) -> MountOptio
     return options
 
 
+def check_remount(now: MountOptions, words: Iterable[str]) -> None:
+    """Raise UsageError that names what cannot change while a mount with the options `now` is served."""
+    for word in words:
+        after = parse_options([word], defaults=now)
+        if now.read_only and not after.read_only:
+            raise UsageError("what was mounted read-only is never written", hint="cmkfs umount, then cmkfs mount -o rw")
+        kept = replace(after, read_only=now.read_only, suid=now.suid, dev=now.dev, fuse=now.fuse)
+        if kept != now:
+            raise UsageError(
+                f"mount option {word!r} cannot change while the vault is mounted",
+                hint=f"cmkfs umount, then cmkfs mount -o {word}",
+            )
+
+
 def _apply(options: MountOptions, word: str) -> MountOptions:
     if word in _FLAGS:
         name, value = _FLAGS[word]

@@ -107,7 +107,11 @@ def _open_backing(spec: MountSpec) -> Backing:
             f"{spec.vault} lies on a read-only filesystem",
             hint=f"cmkfs mount -o ro {spec.vault} {spec.mountpoint}",
         )
-    return Backing(spec.vault, read_only=spec.options.read_only)
+    backing = Backing(spec.vault, read_only=spec.options.read_only)
+    words = spec.options.fuse
+    backing.noatime = "noatime" in words
+    backing.nodiratime = backing.noatime or "nodiratime" in words
+    return backing
 
 
 def _allow_descriptors() -> None:
@@ -235,6 +239,8 @@ def _mount_request(spec: MountSpec) -> MountRequest:
         suid=spec.options.suid,
         dev=spec.options.dev,
         noexec="noexec" in words,
+        noatime="noatime" in words,
+        nodiratime="nodiratime" in words,
         max_read=max_read,
     )
 

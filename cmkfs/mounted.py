@@ -61,7 +61,7 @@ class Mounted:
         self.backing = backing
         self.keyring = keyring
         self.root_zone = root_zone
-        self._options = options
+        self.options = options
         self._vaultdir = VaultDir(backing, keyring.vault, root_zone.keys.session)
         self.inodes = InodeTable(backing)
         roots = self._vaultdir.zone_roots(root_zone.keys)
@@ -167,7 +167,7 @@ class Mounted:
             self.attributes,
             self._kernel,
             device,
-            shared=self._options.allow_other,
+            shared=self.options.allow_other,
         )
         self._lockdown.before_serving = self._before_serving
         for zone in self.keyring.zones.values():
@@ -224,11 +224,11 @@ class Mounted:
         """Tasks to run while requests are served."""
         watches = [watch.run for watch in self.watches.values()]
         pools = [self.keyring.pool_of(zone).keep_filled for zone in self.keyring.zones.values()]
-        idle = [] if self._options.idle_minutes is None else [self._lock_when_idle]
+        idle = [] if self.options.idle_minutes is None else [self._lock_when_idle]
         return [self.settler.run, self.locks.renew_leases, self._keep_guarded, *watches, *pools, *idle]
 
     async def _lock_when_idle(self) -> None:
-        minutes = self._options.idle_minutes or 1
+        minutes = self.options.idle_minutes or 1
 
         async def lock() -> None:
             # A zone that is disabled is left as it is, or it would stay locked when it is enabled.
@@ -275,8 +275,8 @@ class Mounted:
             self.keyring.policies,
             lock,
             unlock,
-            revocation_bound=self._options.revocation_bound,
-            outage_grace=self._options.outage_grace,
+            revocation_bound=self.options.revocation_bound,
+            outage_grace=self.options.outage_grace,
             revoke=revoke,
         )
         watch.on_policy = tell

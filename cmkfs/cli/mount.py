@@ -10,7 +10,7 @@ from typing import cast
 import click
 
 from cmkfs import config
-from cmkfs.cli import daemon, preflight
+from cmkfs.cli import daemon, preflight, remount
 from cmkfs.cli.options import PATH, Command, json_option
 from cmkfs.cli.output import facts, note
 from cmkfs.cli.policy import NO_POLICY
@@ -36,7 +36,7 @@ from cmkfs.home import Home, private_directory, private_tree
     metavar="OPT,…",
     multiple=True,
     help="ro, rw, allow_other, noxattr, acl, suid, dev, idle=MIN, revocation_bound=SEC, outage_grace=SEC,"
-    " and the usual ones of FUSE and fstab.",
+    " and the usual ones of FUSE and fstab; remount.",
 )
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--pin-fd", type=int, hidden=True)
@@ -56,6 +56,11 @@ def mount(
     Everything that can fail fails before it goes to the background.
     """
     home = Home.from_environment()
+    if remount.asked_for(option_texts):
+        report = remount.remount(home, mountpoint, option_texts)
+        access = "read-only" if report["read_only"] else "to be written"
+        facts(report, [f"remounted {report['mountpoint']}, {access}"], as_json=as_json)
+        return 0
     settings = config.load(home.config_file)
     order = _Order(home, settings, config.parse_options(option_texts, defaults=settings.mount), break_lock)
     if ready_fd is not None:

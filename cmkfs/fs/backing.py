@@ -6,6 +6,7 @@ measurements behind `overwrite`.
 
 import ctypes
 import errno
+import fcntl
 import os
 from dataclasses import dataclass
 from functools import partial
@@ -114,6 +115,10 @@ class Backing:
         """False on btrfs, where each directory has one link whatever is in it."""
         self.fsyncs = 0
         self._storing = False
+        self.noatime = False
+        """True if reading moves no access time of files: `-o noatime`."""
+        self.nodiratime = False
+        """The same for listing directories."""
         self.failed: OSError | None = None
         """The first error of a sync of the whole: from then on nothing is called durable without its own fsync."""
         if os.fstatvfs(self.root_fd).f_bsize < PAGE:
@@ -184,6 +189,13 @@ class Backing:
     def prefetch(self, fd: int, length: int, cipher_off: int) -> None:
         """Have the kernel begin to read this part, so that `read` finds it in memory; waits for nothing."""
         os.posix_fadvise(fd, cipher_off, length, os.POSIX_FADV_WILLNEED)
+
+    def count_reads(self, fd: int, *, counts: bool) -> None:
+        """From now on reads of a descriptor move the access time, as the backing's mount says (relatime), or do not."""
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETFL, 0 if counts else os.O_NOATIME)
+        except PermissionError:  # the node of somebody else than the user whose daemon this is
+            fcntl.fcntl(fd, fcntl.F_SETFL, 0)
 
     def append(self, fd: int, data: bytes | bytearray | memoryview, cipher_off: int) -> None:
         """Write pages that were never written before. Raises OSError; what was written before it stays written."""

@@ -64,8 +64,8 @@ class BackingFile:
             self.count_reads()
 
     def count_reads(self) -> None:
-        """From now on a read moves atime as the backing's mount says (relatime)."""
-        fcntl.fcntl(self.fd, fcntl.F_SETFL, 0)
+        """From now on a read moves atime as the backing's mount says (relatime), or not with `-o noatime`."""
+        self._backing.count_reads(self.fd, counts=not self._backing.noatime)
 
     def put(self, sealed: Buffer, first: int, plain_size: int) -> None:
         """Write sealed blocks from block `first` on. Raises OSError, with nothing left behind `plain_size`'s blocks.

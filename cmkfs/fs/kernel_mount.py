@@ -23,6 +23,7 @@ FUSERMOUNT_SECONDS = 10.0
 
 _MOUNTINFO = Path("/proc/self/mountinfo")
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
+_MS_NOATIME, _MS_NODIRATIME = 1 << 10, 1 << 11
 _MNT_FORCE, _MNT_DETACH, _UMOUNT_NOFOLLOW = 1, 2, 8
 
 _HINT_MODULE = "modprobe fuse (in a container: run it with --device /dev/fuse)"
@@ -55,6 +56,8 @@ class MountRequest:
     suid: bool = False
     dev: bool = False
     noexec: bool = False
+    noatime: bool = False
+    nodiratime: bool = False
     max_read: int = 0
 
     def __post_init__(self) -> None:
@@ -165,6 +168,8 @@ def _flags(request: MountRequest) -> int:
         | (0 if request.suid else _MS_NOSUID)
         | (0 if request.dev else _MS_NODEV)
         | (_MS_NOEXEC if request.noexec else 0)
+        | (_MS_NOATIME if request.noatime else 0)
+        | (_MS_NODIRATIME if request.nodiratime else 0)
     )
 
 
@@ -209,6 +214,7 @@ def _fusermount_options(request: MountRequest) -> bytes:
     """The words for `fusermount3 -o`: in the source backslash and comma are escaped, other bytes are not."""
     words = [option.encode() for option in _kernel_options(request)]
     words += [b"ro"] * request.read_only + [b"noexec"] * request.noexec
+    words += [b"noatime"] * request.noatime + [b"nodiratime"] * request.nodiratime
     words.append(b"subtype=" + SUBTYPE.encode())
     words.append(b"fsname=" + re.sub(rb"([\\,])", rb"\\\1", request.source))
     return b",".join(words)

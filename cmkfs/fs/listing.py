@@ -40,6 +40,7 @@ class Listing:
         self._directories.of(handle.inode)
         fd = self._inodes.open(handle.inode, os.O_RDONLY)
         try:
+            self._inodes.backing.count_reads(fd, counts=not self._inodes.backing.nodiratime)
             if os.fstat(fd).st_size < _BIG_DIRECTORY:
                 listed = os.listdir(fd)
             else:

@@ -48,6 +48,15 @@ def _outcome(operation: Callable[[Path], object], place: Path, who: Who | None) 
         return errno.errorcode[error.errno or 0]
 
 
+def errno_name(operation: Callable[[], object]) -> str:
+    """The name of the errno that an operation raises, or `done`."""
+    try:
+        operation()
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return "done"
+
+
 def facts(path: bytes, *, times: bool) -> dict[str, object]:
     """What a program can see of a node, without what may differ: numbers, times and blocks."""
     found = os.lstat(path)

@@ -54,6 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "audit",
         "auditing",
         "caller",
+        "config",
         "control",
         "errors",
         "format",
