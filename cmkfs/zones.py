@@ -186,7 +186,7 @@ class Zones:
         if not inode.is_dir or not inode.places:
             raise UsageError("a zone is a directory below the mount point", hint="cmkfs zone create --help")
         self._directories.of(inode)
-        parent, entry = inode.places[-1]
+        parent, entry = inode.places.newest
         directory = self._directories.of(parent)
         return directory, plain_name(directory, self._inodes.dir_fd(parent), entry)
 

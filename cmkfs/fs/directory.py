@@ -131,7 +131,7 @@ class Directories:
 
     def _check_zone(self, inode: Inode, directory: Directory) -> None:
         """A zone begins exactly where the list of zones says (docs/format.md, section 5)."""
-        parent_inode, entry = inode.places[-1]
+        parent_inode, entry = inode.places.newest
         parent = self.of(parent_inode)
         if directory.zone is parent.zone and parent.dir_id not in self._parents:
             return
@@ -173,7 +173,7 @@ class Directories:
         """The directory that a zone's root lies in, None for all else: who may list that one may see the root."""
         if not self._parents or not inode.places:
             return None
-        parent, entry = inode.places[-1]
+        parent, entry = inode.places.newest
         if parent.directory is None or parent.directory.dir_id not in self._parents:
             return None
         name = plain_name(parent.directory, self._inodes.dir_fd(parent), entry)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NewType
 from cmkfs.errors import Damaged
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.generations import Generations
+from cmkfs.fs.places import Places
 from cmkfs.fs.roster import Roster
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Inode:
         self.fmt = fmt
         self.generation = generation
         self.lookups = 0
-        self.places: list[tuple[Inode, bytes]] = []
+        self.places = Places()
         self.parent: Inode | None = None
         """The directory of its newest name, and of its last one when it has none any more."""
         self.file: OpenFile | None = None
@@ -90,20 +91,16 @@ class Inode:
 
     def add_place(self, parent: "Inode", name: bytes) -> None:
         """It is (also) called `name` in `parent`. A directory has one place, another inode as many as it has links."""
-        place = (parent, name)
         self.parent = parent
-        if self.places and self.places[-1] == place:
-            return
         if self.is_dir:
-            self.places = [place]
+            self.places.replace((parent, name))
         else:
-            self.places = [known for known in self.places if known != place]
-            self.places.append(place)
+            self.places.add((parent, name))
 
     def drop_place(self, parent: "Inode", name: bytes) -> None:
         """It is no longer called `name` in `parent`."""
-        self.places = [known for known in self.places if known != (parent, name)]
-        self.parent = self.places[-1][0] if self.places else parent
+        self.places.drop((parent, name))
+        self.parent = self.places.newest[0] if self.places else parent
 
     def __hash__(self) -> int:
         return hash(self.ino)
@@ -157,7 +154,7 @@ class InodeTable:
                 self.roster.remove(inode.place_in_roster)
             inode = self._inodes[ino] = Inode(ino, fmt, self._generations.of(ino))
             inode.place_in_roster = self.roster.add(ino)
-        elif inode.parent is not None and inode.places[-1:] != [(parent, name)]:
+        elif inode.parent is not None and not inode.places.is_at((parent, name)):
             _check_zones_agree(inode, parent)
             inode.directory = None  # at this place it is another directory until that is proven
         inode.add_place(parent, name)
@@ -315,7 +312,7 @@ class InodeTable:
     def _place(self, inode: Inode) -> tuple[Inode, bytes]:
         if not inode.places:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        return inode.places[-1]
+        return inode.places.newest
 
     def _check_same(self, inode: Inode, found: os.stat_result) -> None:
         same = found.st_ino == inode.ino and found.st_dev == self.backing.device

@@ -84,5 +84,5 @@ class Listing:
 
     def _dot(self, inode: Inode, name: bytes) -> messages.Entry:
         if name == b".." and inode.places:
-            inode = inode.places[-1][0]
+            inode = inode.places.newest[0]
         return self._attributes.of(inode)

@@ -369,7 +369,7 @@ class Lockdown:
         """The path of an inode below the mount point, as far as it can be told now."""
         parts: list[str] = []
         while inode.places:
-            parent, entry = inode.places[-1]
+            parent, entry = inode.places.newest
             try:
                 name = self._name(parent, entry)
             except (CmkfsError, OSError):

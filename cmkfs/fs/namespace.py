@@ -56,7 +56,7 @@ class Namespace:
         for directory, _ in inode.places if self._unsynced else ():
             way = [directory]
             while way[-1].places:
-                way.append(way[-1].places[-1][0])
+                way.append(way[-1].places.newest[0])
             found |= {above: self._unsynced[above.ino] for above in way[::-1] if above.ino in self._unsynced}
         return list(found.items())
 
@@ -170,7 +170,7 @@ class Namespace:
         directory = self._directories.of(parent)
         if not inode.places:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-        if self._directories.of(inode.places[-1][0]).zone is not directory.zone:
+        if self._directories.of(inode.places.newest[0]).zone is not directory.zone:
             raise CrossZone("a hard link cannot lead from one zone into another")
         names = self._prepare(parent, name)
         dir_fd = self._inodes.dir_fd(parent)

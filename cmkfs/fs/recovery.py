@@ -126,7 +126,7 @@ class Recovery:
         """Keep the way to an inode known, or let go of it, whatever the kernel forgets."""
         while inode is not self._inodes.root:
             inode.lookups += count
-            inode = inode.places[-1][0]
+            inode = inode.places.newest[0]
 
     async def _walk(self, start: Inode) -> None:
         # A stack, not recursion: directories may be nested deeper than Python's stack.
@@ -145,13 +145,13 @@ class Recovery:
                     self._hold(directory, 1)
             except (CmkfsError, OSError) as error:
                 if not self._never_made(directory, error):
-                    self._unreadable(directory.places[-1][1] if directory.places else b".", error)
+                    self._unreadable(directory.places.newest[1] if directory.places else b".", error)
 
     def _never_made(self, directory: Inode, why: Exception) -> bool:
         """Remove a directory in which there is not even its id: its own content did not reach the disk."""
         if not isinstance(why, Damaged) or self._backing.read_only or not directory.places:
             return False
-        parent, entry = directory.places[-1]
+        parent, entry = directory.places.newest
         try:
             fd = self._inodes.open(directory, os.O_RDONLY)
             try:
@@ -248,7 +248,7 @@ class Recovery:
 
     async def _settle_file(self, inode: Inode, found: os.stat_result) -> None:
         empty = found.st_size < PAGE
-        file = await self._opener.open(inode, self._directories.of(inode.places[-1][0]).zone)
+        file = await self._opener.open(inode, self._directories.of(inode.places.newest[0]).zone)
         if self._backing.read_only:
             self.found_sizes[inode.ino] = file.size
             self._opener.release(file)

@@ -91,6 +91,6 @@ def backing_parts(inode: Inode) -> list[str]:
     """The names on the way from the vault to an inode."""
     parts: list[str] = []
     while inode.places:
-        inode, entry = inode.places[-1]
+        inode, entry = inode.places.newest
         parts.append(os.fsdecode(entry))
     return parts[::-1]

@@ -86,7 +86,7 @@ async def paths_of(inodes: InodeTable, directories: Directories) -> dict[bytes, 
     def look(inode: Inode, _directory: Directory, root: ZoneRoot) -> None:
         names = [root.name]
         while inode.places:
-            parent, entry = inode.places[-1]
+            parent, entry = inode.places.newest
             names.append(plain_name(directories.of(parent), inodes.dir_fd(parent), entry))
             inode = parent
         found[root.zone_id] = b"/".join(reversed(names))
@@ -160,7 +160,7 @@ class ZoneSwitch:
             os.symlink(b64.encode(record.to_bytes()), _RECORD, dir_fd=fd)
             self._vaultdir.write_zone_record_copy(record)
         os.symlink(sealed_id, prepared, dir_fd=fd)
-        parent = self._inodes.open(inode.places[-1][0], os.O_RDONLY)
+        parent = self._inodes.open(inode.places.newest[0], os.O_RDONLY)
         try:
             await self._inodes.backing.fsync(fd)
             await self._inodes.backing.fsync(parent)
@@ -186,7 +186,7 @@ def finish_switch(inodes: InodeTable, directories: Directories, inode: Inode) ->
     """
     if not inode.places:
         return False
-    wanted = directories.zone_id_at(*inode.places[-1])
+    wanted = directories.zone_id_at(*inode.places.newest)
     fd = inodes.open(inode, os.O_RDONLY)
     try:
         entries = [os.fsencode(name) for name in os.listdir(fd)]

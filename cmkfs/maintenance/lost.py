@@ -105,7 +105,7 @@ def path_of(inode: Inode) -> list[bytes]:
     """The backing names from the vault's root down to a directory."""
     names: list[bytes] = []
     while inode.places:
-        inode, name = inode.places[-1]
+        inode, name = inode.places.newest
         names.append(name)
     return names[::-1]
 

@@ -106,7 +106,7 @@ class Survey:
 
     async def _directory(self, inode: Inode, path: bytes) -> None:
         vault, self._report.directories = self._vault, self._report.directories + 1
-        place = Place(*inode.places[-1], path, True) if inode.places else Place(inode, b"", path, True)
+        place = Place(*inode.places.newest, path, True) if inode.places else Place(inode, b"", path, True)
         directory = self._authenticated(inode, place)
         if inode in self._given_up or (directory is None and inode.places and self._is_locked(inode)):
             return

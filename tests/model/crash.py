@@ -310,7 +310,7 @@ class Campaign:
     async def _run(self, rng: random.Random, cuts: int) -> None:
         program = self.harness.program
         fh = await program.create(ROOT, NAME)
-        entry = program.file(fh).inode.places[-1][1]
+        entry = program.file(fh).inode.places.newest[1]
         self.disk.begin(self.harness.vault / os.fsdecode(entry), b"", Oracle())
         oracle, stamp = Oracle(), 0
         for _ in range(cuts):
