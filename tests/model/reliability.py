@@ -20,6 +20,8 @@ BEGIN, END = "<!-- sums: begin -->\n", "<!-- sums: end -->\n"
 CAMPAIGNS = {
     "model": ("scripts/model", "POSIX calls of several processes, alike on a mount and on a plain directory"),
     "soak": ("scripts/soak", "such calls, and streams and a database, on a mount that is never taken down"),
+    "fio": ("scripts/stress", "jobs of fio, each verifying what it wrote, also after a remount"),
+    "stress-ng": ("scripts/stress", "stressors of the class `filesystem`, on a mount and on ext4"),
     "kill": ("scripts/kill", "SIGKILL of the daemon while programs work, and the mount after it"),
     **{
         f"power cut, {kind}": ("scripts/power-cut", f"a real {kind} shut down or brought back while programs work")

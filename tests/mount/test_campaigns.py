@@ -36,6 +36,12 @@ def test_a_mount_that_is_used_for_long_does_not_grow(tmp_path: Path) -> None:
     assert all(len(curve.attrib["points"].split()) > 10 for curve in curves)
 
 
+def test_fio_and_stress_ng_find_what_they_find_on_ext4(tmp_path: Path) -> None:
+    short = ["--count", "2", "--size", "1m", "--stressor", "dentry", "--stressor", "flock", "--stress-seconds", "1"]
+    stress, fio = run(tmp_path, "stress", "--seed", "3", *short)
+    assert (stress["outcomes"], fio["tried"]) == ({"passed": 2}, 2)
+
+
 def test_a_killed_daemon_loses_nothing(tmp_path: Path) -> None:
     (result,) = run(tmp_path, "kill", "--count", "2", "--seed", "1")
     assert result["tried"] == 2
