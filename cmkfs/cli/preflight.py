@@ -1,19 +1,26 @@
 """What can be seen to be wrong with a mount before anything is started or changed."""
 
 import errno
+import logging
 import os
 import shutil
 from pathlib import Path
 
 from cmkfs.cli.mounts import is_mounted, resolved
+from cmkfs.cli.progress import shown
 from cmkfs.config import MountOptions
-from cmkfs.control import registry
+from cmkfs.control import client, registry
+from cmkfs.control.registry import Entry
 from cmkfs.errors import Busy, CmkfsError, MountFailed, NotAVault, NotFound, UsageError
 from cmkfs.fs import kernel_mount
 from cmkfs.home import Home
 
 VAULT_FILE = "cmkfs.vault"
 FUSE_CONF = Path("/etc/fuse.conf")
+END_SECONDS = 10.0
+"""How long to wait for a mount that was unmounted a moment ago; one that was detached in use may never end."""
+
+log = logging.getLogger(__name__)
 
 
 def places(home: Home, vault: Path, mountpoint: Path) -> tuple[Path, Path]:
@@ -65,6 +72,8 @@ def _require_apart(vault: Path, mountpoint: Path) -> None:
 
 def _require_not_mounted(home: Home, where: str) -> None:
     entry = registry.find(home, where)
+    if entry is not None and entry.alive and not is_mounted(where):
+        entry = _once_ended(home, where, entry)
     if entry is not None and entry.alive:
         by = f" (vault {entry.record.vault}, pid {entry.record.pid})" if entry.record else ""
         raise Busy(f"{where} is already mounted{by}", hint=f"cmkfs umount {where}")
@@ -73,6 +82,16 @@ def _require_not_mounted(home: Home, where: str) -> None:
             raise Busy(f"{where} is already mounted", hint=f"cmkfs umount {where}")
         if entry is not None:
             registry.clear(home, entry)
+
+
+def _once_ended(home: Home, where: str, entry: Entry) -> Entry | None:
+    """umount(8) has returned, and the daemon still stores what it was given: what is there when it has ended."""
+    try:
+        with client.ask_to_say_when_ended(entry) as farewell, shown(lambda: "waiting for the mount before to end"):
+            farewell.receive(seconds=END_SECONDS)
+    except CmkfsError as error:
+        log.debug("%s: %s", where, error)  # it has ended in between, or does not: that shows now
+    return registry.find(home, where)
 
 
 def _require_empty_directory(where: Path) -> None:

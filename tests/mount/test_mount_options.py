@@ -1,5 +1,6 @@
 """Options as mount(8) and fstab have them: what they do, what a remount changes, and what it refuses to change."""
 
+import json
 import os
 import stat
 import subprocess
@@ -183,6 +184,18 @@ def test_programs_and_devices(new_mount: NewMount, remount: Remount) -> None:
     assert told() == ("EACCES", "done", False)
     done(remount(mounted, "exec,nodev,nosuid"))
     assert told() == ("done", "EACCES", True)
+
+
+def test_umount_and_mount_again_at_once(own_mount: RealMount) -> None:
+    """As scripts do with umount(8), which returns while the daemon still stores: the mount waits for it."""
+    for number in range(3000):  # so many take the daemon longer to settle than a command takes to begin
+        (own_mount.path / f"file {number}").write_bytes(b"x")
+    own_mount.check()
+    subprocess.run(["umount", str(own_mount.path)], check=True)
+    said = own_mount.site.cmkfs("mount", str(own_mount.vault), str(own_mount.path), "--json")
+    own_mount.await_end()
+    own_mount.adopt(json.loads(said.splitlines()[0])["pid"])
+    assert (own_mount.path / "file 2999").read_bytes() == b"x"
 
 
 def test_of_a_mount_that_is_not_there(shared_mount: RealMount) -> None:
