@@ -115,7 +115,11 @@ FILE_LIMIT = 400
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-PROGRAMS = [*SOURCES, *(REPOSITORY / "scripts" / name for name in ("bench", "bench-lock", "lock-races"))]
+PROGRAMS = [
+    *SOURCES,
+    *(REPOSITORY / "scripts" / name for name in ("bench", "bench-lock", "lock-races")),
+    *(REPOSITORY / "scripts" / "benchmark").glob("*.py"),
+]
 # Not rglob: it follows the symlinks of the vaults among the tests, whose targets can be too long for a path.
 TESTS = sorted(Path(at, name) for at, _, names in os.walk(REPOSITORY / "tests") for name in names if name[-3:] == ".py")
 EVERYTHING = [*PROGRAMS, *TESTS]
