@@ -23,6 +23,7 @@ from cmkfs.fs import guardian_process
 from cmkfs.fs.guardian_process import ANSWER, FAREWELL, INODES, MESSAGES, ORDER, READY, UNIT
 from cmkfs.fs.kernel_mount import DEVICE
 from cmkfs.fs.roster import Roster
+from cmkfs.priority import put_first
 
 log = logging.getLogger(__name__)
 
@@ -196,6 +197,7 @@ def _spawn(device: int, roster: Roster) -> Guardian:
                 cwd="/",
                 start_new_session=True,
             )
+        put_first(process.pid)
     finally:
         os.close(clone)
     ours.setblocking(False)

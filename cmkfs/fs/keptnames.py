@@ -30,14 +30,14 @@ def is_zone_root(directory: Inode) -> bool:
     return above.directory.zone is not directory.directory.zone
 
 
-async def names_in_roots(inodes: InodeTable, zones: Iterable[Zone]) -> list[tuple[int, bytes]]:
-    """Directory and plain name of what is right in the roots of these zones and known to the kernel.
+async def names_in_roots(inodes: InodeTable, zones: Iterable[Zone], found: list[tuple[int, bytes]]) -> None:
+    """Fill `found` with directory and plain name of what is right in the roots of these zones and known to the kernel.
 
     Without directories: they are asked for by everybody who goes through them, and an expired name that is refused
     takes from who works in the directory the path to it, and unmounts what is mounted there. The keys must be there
     still; requests are served meanwhile.
     """
-    among, found = frozenset(zones), list[tuple[int, bytes]]()
+    among = frozenset(zones)
     for number, inode in enumerate(inodes):
         if number % _AT_ONCE == 0:
             await trio.lowlevel.checkpoint()
@@ -52,4 +52,3 @@ async def names_in_roots(inodes: InodeTable, zones: Iterable[Zone]) -> list[tupl
                 found.append((int(parent.ino), plain_name(parent.directory, inodes.dir_fd(parent), entry, keys)))
             except (CmkfsError, OSError):
                 continue  # it has gone meanwhile: a name that nothing answers to leads nowhere
-    return found

@@ -31,6 +31,7 @@ from cmkfs.fs.operations import Operations
 from cmkfs.fs.settle import Settler
 from cmkfs.keys.keyring import Keyring
 from cmkfs.keys.zone import Zone, ZoneState, in_recovery
+from cmkfs.priority import before_others
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +124,8 @@ class Lockdown:
         stored, refused = self._operations.stored_while_settling, self._operations.refused_bytes
         others = [self._locking[zone] for zone in zones if zone in self._locking]
         if serving:
-            await self._lock(serving, why, opened, drop_dirty=drop_dirty)
+            with before_others():
+                await self._lock(serving, why, opened, drop_dirty=drop_dirty)
         for under_way in others:
             await under_way.wait()
         for zone in zones:
@@ -141,14 +143,10 @@ class Lockdown:
             self._keyring.end_leases(zone, why)
         stored_all = False
         names: list[tuple[int, bytes]] = []
-
-        async def gather_names() -> None:
-            names.extend(await names_in_roots(self._inodes, zones))
-
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._name_opened, zones, opened)
-                nursery.start_soon(gather_names)
+                nursery.start_soon(names_in_roots, self._inodes, zones, names)
                 stored_all = not drop_dirty and await self._store(zones)
         finally:  # whoever waits for the lock may go; the lock is completed
             self._drop_keys(zones)

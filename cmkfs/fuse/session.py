@@ -8,6 +8,7 @@ takes over the reading.
 import errno
 import logging
 import os
+import struct
 import types
 from collections import Counter
 from collections.abc import Callable, Coroutine, Generator, Sequence
@@ -34,6 +35,10 @@ _SHORT = 4096
 """An answer of fewer bytes is joined with its header: one copy is cheaper than a vector."""
 _VANISHED = (errno.EAGAIN, errno.EINTR, errno.ENOENT)
 """Between the poll and the read: its caller was killed."""
+_FAILURES = 100
+"""A read that fails otherwise has cost one request, which the kernel has ended; so many in a row end the mount."""
+_ERRNOS = range(1, 512)
+"""What the kernel takes for an errno; it would wait on after another one (`fuse_dev_do_write`)."""
 
 
 class Requests:
@@ -49,6 +54,10 @@ class Requests:
     def total(cls) -> int:
         """All of them."""
         return cls.by_kind.total()
+
+
+class _NotTaken(Exception):
+    """A bug: an answer that is none to its request. The kernel has ended that with EIO, most often."""
 
 
 class FuseOperations(Protocol):
@@ -101,6 +110,7 @@ class Session:
                 self._bound[opcode] = _Bound(name, arguments, call, answer)
         self._reading = False
         self._ended = False
+        self._failures = 0
         self._idle = trio.lowlevel.ParkingLot()
         self._workers = 0
 
@@ -167,19 +177,26 @@ class Session:
             try:
                 length = os.readv(device, [buffer])
             except OSError as error:
-                if error.errno == errno.ENODEV:
-                    self._unmounted()
-                elif error.errno not in _VANISHED:
-                    raise
+                self._not_read(error)
                 continue
+            if length < _HEADER_BYTES:
+                log.error("bug: a request of %s bytes", length)
+                continue
+            self._failures = 0
             suspended = self._begin(message[:length])
             if suspended is not None:
                 return suspended
         return None
 
-    def _unmounted(self) -> None:
-        self._ended = True
-        self._idle.unpark_all()
+    def _not_read(self, error: OSError) -> None:
+        if error.errno == errno.ENODEV:  # unmounted
+            self._ended = True
+            self._idle.unpark_all()
+        elif error.errno not in _VANISHED:
+            self._failures += 1
+            log.error("a request could not be read: %s", error.strerror)
+            if self._failures >= _FAILURES:
+                raise error
 
     # -- One request -------------------------------------------------------------------------------
 
@@ -218,9 +235,17 @@ class Session:
     def _other(self, opcode: int, unique: int, nodeid: int, body: memoryview) -> None:
         if opcode in (Opcode.FORGET, Opcode.BATCH_FORGET):
             Requests.by_kind["forget"] += 1
-            self._operations.forget(forgotten(opcode, nodeid, body))
+            try:
+                inodes = forgotten(opcode, nodeid, body)
+            except struct.error:
+                log.error("bug: a FORGET of %s bytes", len(body))
+                return
+            self._operations.forget(inodes)
         elif opcode not in UNANSWERED:
-            self._write([refusal(unique, errno.ENOSYS)])
+            try:
+                self._write([refusal(unique, errno.ENOSYS)])
+            except _NotTaken as failure:
+                log.error("%s", failure)
 
     # -- Answers -----------------------------------------------------------------------------------
 
@@ -228,24 +253,27 @@ class Session:
         try:
             data = bound.answer(result, body)
             header = OUT_HEADER.pack(OUT_HEADER.size + len(data), 0, unique)
+            if len(data) < _SHORT:
+                self._write([header + data])
+            else:
+                self._write([header, data])
         except Exception as error:
             self._refuse(unique, bound, args, error)
-            return
-        if len(data) < _SHORT:
-            self._write([header + data])
-        else:
-            self._write([header, data])
 
     def _refuse(self, unique: int, bound: _Bound, args: Arguments, error: Exception) -> None:
-        self._write([refusal(unique, self._operations.errno_of(bound.name, args, error))])
+        number = self._operations.errno_of(bound.name, args, error)
+        try:
+            self._write([refusal(unique, number if number in _ERRNOS else errno.EIO)])
+        except _NotTaken as failure:
+            log.error("%s", failure)
 
     def _write(self, parts: list[Buffer]) -> None:
         try:
             os.writev(self._device, parts)
         except OSError as error:
-            # The connection was cut meanwhile: nobody waits any more.
+            # The connection was cut meanwhile, or the request is ended: nobody waits any more.
             if error.errno not in (errno.ENOENT, errno.ENODEV):
-                raise
+                raise _NotTaken(f"the kernel does not take an answer: {error.strerror}") from error
 
 
 @types.coroutine

@@ -22,6 +22,7 @@ from cmkfs.errors import PinRefused, TokenUnavailable
 from cmkfs.keys.access import TokenAccess
 from cmkfs.keys.token_server import LARGEST_MESSAGE, OPEN
 from cmkfs.looking import look_for
+from cmkfs.priority import put_first
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,10 @@ class _Server:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LARGEST_MESSAGE)
             # Nothing is imported from the directory in which somebody happens to mount.
             command = [sys.executable, "-P", "-m", "cmkfs.keys.token_server", str(theirs.fileno())]
-            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, cwd="/")
+            self.process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, cwd="/", start_new_session=True
+            )
+        put_first(self.process.pid)  # a disable is learned through it
         self.socket.setblocking(False)
         self.abandoned = False
         """True while an answer is due for which nobody waits any more."""

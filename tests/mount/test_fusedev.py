@@ -459,6 +459,19 @@ def test_a_request_that_vanishes_does_not_stop_the_loop(mount: Mount, uid: int) 
     assert mounted("requests")
 
 
+def test_an_answer_that_the_kernel_does_not_take_is_an_error_of_that_request_alone(mount: Mount) -> None:
+    mounted = mount(timeout=0.0)
+    mounted("set_target", size=4095)
+    assert len(os.readlink(mounted.mountpoint / "link")) == 4095
+    mounted("set_target", size=5000)
+    with pytest.raises(OSError, match="Input/output error"):
+        os.readlink(mounted.mountpoint / "link")
+    for number in (0, -5, 512, 5000):  # no errno: nobody would ever answer it again
+        with pytest.raises(OSError, match="Input/output error"):
+            os.mkdir(mounted.mountpoint / str(number))
+    assert (mounted.mountpoint / "hello").read_text() == "hello"
+
+
 def test_callers_that_are_killed_do_no_harm(mount: Mount) -> None:
     mounted = mount(timeout=0.0)
     until = time.monotonic() + 1.0

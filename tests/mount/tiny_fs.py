@@ -34,6 +34,7 @@ class Tiny:
         self.timeout = int(timeout)
         self.content = {HELLO: bytearray(b"hello"), SLOW: bytearray(b"slow"), FILE: bytearray()}
         self.content[DIRECT] = bytearray(4096)
+        self.target = b"hello"
         self.requests: Counter[str] = Counter()
         self.created: list[tuple[int, int]] = []
         self.reading_slow = 0
@@ -96,11 +97,11 @@ class Tiny:
 
     async def mkdir(self, parent_inode, name, mode, umask, request):  # type: ignore[no-untyped-def]
         self.created.append((mode & 0o7777, umask))
-        raise failure(errno.EROFS)
+        raise failure(int(name) if name.strip(b"-").isdigit() else errno.EROFS)
 
     async def readlink(self, inode, request):  # type: ignore[no-untyped-def]
         self.requests["readlink"] += 1
-        return b"hello"
+        return self.target
 
     async def opendir(self, inode, request):  # type: ignore[no-untyped-def]
         return Opened(inode, 0)
@@ -141,6 +142,10 @@ class Steering:
 
     async def set_hello(self, text: str) -> dict[str, Any]:
         self.tiny.content[HELLO][:] = text.encode()
+        return {}
+
+    async def set_target(self, size: int) -> dict[str, Any]:
+        self.tiny.target = b"t" * size
         return {}
 
     async def await_slow_readers(self, count: int) -> dict[str, Any]:

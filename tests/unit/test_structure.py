@@ -16,6 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "accounts": set(),
     "looking": set(),
+    "priority": set(),
     "caller": set(),
     "toml_source": {"errors"},
     "home": {"errors"},
@@ -31,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "keys": {
         "caller",
         "looking",
+        "priority",
         "accounts",
         "audit",
         "config",
@@ -41,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "policy",
         "policyfile",
     },
-    "fs": {"caller", "fuse", "looking", "audit", "crypto", "errors", "format", "keys", "policy"},
+    "fs": {"caller", "fuse", "looking", "priority", "audit", "crypto", "errors", "format", "keys", "policy"},
     "maintenance": {"crypto", "errors", "format", "fs", "keys"},
     # how commands talk to a mount: knows nothing of what a mount does
     "control": {"errors", "home"},

@@ -65,10 +65,13 @@ class Kernel:
         self._end = trio.socket.from_stdlib_socket(end)
         self._unique = 0
 
+    async def send(self, message: bytes) -> None:
+        await self._end.send(message)
+
     async def ask(self, opcode: int, body: bytes, nodeid: int = 9) -> int:
         self._unique += 2
         head = IN.pack(IN.size + len(body), opcode, self._unique, nodeid, 1000, 1001, 4321, 0, 0)
-        await self._end.send(head + body)
+        await self.send(head + body)
         return self._unique
 
     async def read(self, fh: int, size: int, offset: int = 0) -> int:
@@ -158,6 +161,32 @@ async def test_what_wants_no_answer_gets_none() -> None:
         await kernel.ask(Opcode.INTERRUPT, struct.pack("<Q", 2), nodeid=0)
         assert (await kernel.read(1, 1), 0, b"\0") == await kernel.answer()
         assert operations.forgot == [(9, 3), (5, 2)]
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize("size", [1, 2, 39, 40, 41, 48, 64, 79])
+async def test_a_message_that_is_cut_off_harms_nobody(size: int) -> None:
+    async with served() as (kernel, operations, _):
+        for opcode in {*Opcode, 26, 4096} - {Opcode.READ, Opcode.WRITE}:
+            await kernel.send((IN.pack(size, opcode, 7, 9, 1000, 1001, 4321, 0, 0) + bytes(40))[:size])
+        unique = await kernel.read(1, 1)
+        while (answer := await kernel.answer())[0] != unique:
+            assert answer[1] < 0
+        assert answer == (unique, 0, b"\0")
+        assert not [number for number, count in operations.forgot if count]
+
+
+@pytest.mark.trio
+async def test_names_are_handed_on_as_they_are() -> None:
+    """NUL bytes, slashes, and lengths that no directory has: the kernel sends none, and the operations refuse them."""
+    async with served() as (kernel, operations, _):
+        for name in (b"", b"\0", b"a\0b", b"../x", b"x" * 5000, bytes(range(1, 256)) * 4):
+            await kernel.ask(Opcode.UNLINK, name + b"\0")
+            assert (await kernel.answer())[1] == -errno.ENOENT
+            assert operations.failed[-1][1][1] == name
+        for body in (b"", b"a", b"a\0", b"a\0b\0c\0"):  # one name, or three, where two belong
+            await kernel.ask(Opcode.RENAME, struct.pack("<Q", 1) + body)
+            assert (await kernel.answer())[1] < 0
 
 
 @pytest.mark.trio
