@@ -30,7 +30,7 @@ from cmkfs.fuse.init import InitFlag, Wish
 from cmkfs.home import Home
 from cmkfs.keys.access import TokenAccess
 from cmkfs.keys.keyring import Keyring
-from cmkfs.keys.memory import protect_memory
+from cmkfs.keys.memory import keep_heap, protect_memory
 from cmkfs.keys.policies import Policies
 from cmkfs.keys.provider import CmkState
 from cmkfs.keys.token_client import TokenClient
@@ -70,6 +70,7 @@ def serve(spec: MountSpec, ready: Ready) -> int:
         raise UsageError("ACLs are extended attributes: -o acl and -o noxattr exclude each other")
     vault = read_vault_file(spec.vault)
     protect_memory()
+    keep_heap()
     _allow_descriptors()
     os.umask(0)
     token = TokenProcess()

@@ -30,6 +30,7 @@ from cmkfs.fs.keptnames import names_in_roots
 from cmkfs.fs.operations import Operations
 from cmkfs.fs.settle import Settler
 from cmkfs.keys.keyring import Keyring
+from cmkfs.keys.memory import give_back_heap
 from cmkfs.keys.zone import Zone, ZoneState, in_recovery
 from cmkfs.priority import before_others
 
@@ -158,6 +159,7 @@ class Lockdown:
             for zone in zones:
                 del self._locking[zone]
             complete.set()
+            give_back_heap()
         self._settler.soon()
         log.warning("locked: %s", why)
 

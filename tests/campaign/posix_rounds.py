@@ -60,8 +60,10 @@ class Rounds:
         for top in tops:
             top.mkdir()
             _share(top, "shared")
+            _share(top, "shared/top")
             for number, who in enumerate(WHO):
                 _share(top, f"own{number}", who)
+                _share(top, f"own{number}/top", who)
         barrier = multiprocessing.get_context("fork").Barrier(len(WHO) + 1, timeout=BARRIER_SECONDS)
         children = [
             Child(partial(_work, number, who, seed, tops, self.gate, barrier)) for number, who in enumerate(WHO)
@@ -163,8 +165,9 @@ def _work(
         who.become()
     os.umask(0o022)
     rng = random.Random(f"{seed} {number}")
-    own = [Side(os.fsencode(top / f"own{number}")) for top in tops]
-    shared = [Side(os.fsencode(top / "shared")) for top in tops]
+    # One level down: a symlink may lead to `../name`, and there must be nobody else.
+    own = [Side(os.fsencode(top / f"own{number}/top")) for top in tops]
+    shared = [Side(os.fsencode(top / "shared/top")) for top in tops]
     trace: deque[str] = deque(maxlen=25)
     succeeded = 0
     try:

@@ -11,7 +11,7 @@ import sqlite3
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from .posix_rounds import Difference, Rounds
 MOST_MIB = 8.0
 """How much more resident memory all processes together may have in the end: some 5 % of what they begin with."""
 MOST_DESCRIPTORS = 16
-"""How many more descriptors: those of some files that are not settled yet."""
+"""How many more descriptors."""
 _STREAM_MIB = 24
 
 
@@ -37,10 +37,11 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """Between the second and the last quarter, by their medians."""
+    """Between the second and the last quarter: of memory by the medians; of descriptors, of which some belong to files
+    that are not settled yet, now more and now fewer, by the least."""
 
     mib: float
-    descriptors: float
+    descriptors: int
 
     @property
     def bounded(self) -> bool:
@@ -53,10 +54,13 @@ def growth(samples: Sequence[Sample]) -> Growth:
     quarter = max(1, len(samples) // 4)
     before, after = samples[quarter : 2 * quarter] or samples[:1], samples[-quarter:]
 
-    def grew(of: Callable[[Sample], float]) -> float:
-        return statistics.median(map(of, after)) - statistics.median(map(of, before))
+    def memory(samples: Sequence[Sample]) -> float:
+        return statistics.median(one.daemon + one.children for one in samples)
 
-    return Growth(grew(lambda one: one.daemon + one.children), grew(lambda one: one.descriptors))
+    def descriptors(samples: Sequence[Sample]) -> int:
+        return min(one.descriptors for one in samples)
+
+    return Growth(memory(after) - memory(before), descriptors(after) - descriptors(before))
 
 
 class Soak:
