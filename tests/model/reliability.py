@@ -27,6 +27,11 @@ CAMPAIGNS = {
         f"power cut, {kind}": ("scripts/power-cut", f"a real {kind} shut down or brought back while programs work")
         for kind in ("ext4", "xfs", "btrfs")
     },
+    **{
+        f"power cut, {kind}, {above}": ("scripts/power-cut --above", f"the same on {below}, for comparison")
+        for above, below in (("gocryptfs", "gocryptfs"), ("none", "the filesystem itself"))
+        for kind in ("ext4", "xfs", "btrfs")
+    },
     "faults of the disk": ("scripts/faults", "calls of the daemon on the vault made to fail while a program works"),
     "forger": ("scripts/forge", "changes to a vault at rest, made without a key, then read"),
     "forger, mounted": ("scripts/forge --mounted", "such changes below a mount in use, read there and after a remount"),
