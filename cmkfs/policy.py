@@ -162,6 +162,9 @@ def _smaller(old: str | None, new: str) -> str:
     return new if old is None else min(old, new)
 
 
+_NOBODY = _Index()
+
+
 class Rules:
     """Rules that count now, sorted so that a decision costs what the caller's groups are, and not the rules."""
 
@@ -169,42 +172,43 @@ class Rules:
         self.ids = frozenset[str]()
         self._allow = {action: _Index() for action in Action}
         self._deny = {action: _Index() for action in Action}
-        self._deny_exe: dict[Action, list[tuple[Rule, _Index]]] = {action: [] for action in Action}
+        self._deny_exe: dict[Action, dict[str, _Index]] = {action: {} for action in Action}
+        self._deny_any_exe = {action: _Index() for action in Action}
+        """Of the same rules: what an executable that cannot be told is denied by."""
         for rule in rules:
             self.ids |= {rule.id}
             for action in rule.actions:
-                if rule.exe:
-                    index = _Index()
-                    self._deny_exe[action].append((rule, index))
-                else:
-                    index = (self._allow if rule.effect is Effect.ALLOW else self._deny)[action]
-                index.add(rule)
+                if not rule.exe:
+                    (self._allow if rule.effect is Effect.ALLOW else self._deny)[action].add(rule)
+                    continue
+                self._deny_any_exe[action].add(rule)
+                for exe in rule.exe:
+                    self._deny_exe[action].setdefault(exe, _Index()).add(rule)
 
     def decide(self, who: Principal, action: Action) -> Decision:
         """May `who` do `action`? What is not known of a process never allows it anything, and denies it.
 
         Of several rules the smallest id is named, so that their order does not even show in the audit log.
         """
-        denying = self._deny[action].match(who, unknown_groups=True)
-        for rule, index in self._deny_exe[action]:
-            if (who.exe is None or who.exe in rule.exe) and index.match(who, unknown_groups=True):
-                denying = _smaller(denying, rule.id)
-        if denying is not None:
-            return Decision(False, denying)
+        by_exe = self._deny_any_exe[action] if who.exe is None else self._deny_exe[action].get(who.exe, _NOBODY)
+        denying = [index.match(who, unknown_groups=True) for index in (self._deny[action], by_exe)]
+        if any(denying):
+            return Decision(False, min(filter(None, denying)))
         allowing = self._allow[action].match(who, unknown_groups=False)
         return Decision(False, NO_RULE) if allowing is None else Decision(True, allowing)
 
     def needs(self, action: Action, uid: int, gid: int) -> Needs:
         """What can change whether this is allowed; what is not needed may be given as unknown."""
         unknown = Principal(uid, gid, None, "")
-        by_exe = [index for _, index in self._deny_exe[action] if index.match(unknown, unknown_groups=True)]
+        by_exe = self._deny_any_exe[action]
+        exe_counts = by_exe.match(unknown, unknown_groups=True) is not None
         no_groups = Principal(uid, gid, frozenset(), "")
         may_allow = self._allow[action].match(no_groups, unknown_groups=False) or self._allow[action].any_group
         if self._deny[action].match(no_groups, unknown_groups=True) or not may_allow:
             return Needs(groups=False, exe=False)  # denied whatever else is found
-        group_counts = self._deny[action].any_group or any(index.any_group for index in by_exe)
+        group_counts = self._deny[action].any_group or by_exe.any_group
         allowed_alone = self._allow[action].match(no_groups, unknown_groups=False) is not None
-        return Needs(groups=bool(group_counts) or not allowed_alone, exe=bool(by_exe))
+        return Needs(groups=bool(group_counts) or not allowed_alone, exe=exe_counts)
 
     @property
     def same_for_all(self) -> bool:
