@@ -122,7 +122,8 @@ class InodeTable:
         self._max_dir_fds = max_dir_fds
         self._generations = Generations()
         self._inodes: dict[Ino, Inode] = {ROOT_INO: self.root}
-        self._dir_fds: OrderedDict[Inode, None] = OrderedDict()
+        self._dir_fds: OrderedDict[Ino, Inode] = OrderedDict()
+        """Also of directories that were dropped, since something that is known is in them."""
 
     def __len__(self) -> int:
         return len(self._inodes)
@@ -183,8 +184,8 @@ class InodeTable:
         while inode.dir_fd < 0 and inode.pin < 0:
             closed.append(inode)
             inode, _ = self._place(inode)
-        if inode in self._dir_fds:
-            self._dir_fds.move_to_end(inode)
+        if inode.ino in self._dir_fds:
+            self._dir_fds.move_to_end(inode.ino)
         fd = inode.dir_fd if inode.dir_fd >= 0 else inode.pin
         for directory in reversed(closed):
             fd = self._open_dir(directory, fd)
@@ -198,13 +199,18 @@ class InodeTable:
         except OSError:
             os.close(fd)
             raise
+        self._close_dir(inode.ino)  # of one that was dropped, and is known anew
         inode.dir_fd = fd
-        self._dir_fds[inode] = None
+        self._dir_fds[inode.ino] = inode
         if len(self._dir_fds) > self._max_dir_fds:
-            oldest, _ = self._dir_fds.popitem(last=False)
-            os.close(oldest.dir_fd)
-            oldest.dir_fd = -1
+            self._close_dir(next(iter(self._dir_fds)))
         return fd
+
+    def _close_dir(self, ino: Ino) -> None:
+        directory = self._dir_fds.pop(ino, None)
+        if directory is not None:
+            os.close(directory.dir_fd)
+            directory.dir_fd = -1
 
     def stat(self, inode: Inode) -> os.stat_result:
         """What the backing says of an inode now, also when it has no name any more."""
@@ -336,6 +342,8 @@ class InodeTable:
         inode = self._inodes.get(Ino(found.st_ino))
         if found.st_nlink <= 1 or stat.S_ISDIR(found.st_mode):
             self._generations.ended(found.st_ino, inode.generation if inode is not None else 0)
+        if self._dir_fds.get(Ino(found.st_ino)) is not inode:
+            self._close_dir(Ino(found.st_ino))  # nobody else would: it was dropped before
         if inode is not None:
             inode.drop_place(parent, name)
             inode.removed = inode.is_dir or found.st_nlink <= 1
@@ -366,10 +374,8 @@ class InodeTable:
         dropped = self._inodes.pop(inode.ino, None)
         if dropped is not None:
             self.roster.remove(dropped.place_in_roster)
-        if inode.dir_fd >= 0:
-            os.close(inode.dir_fd)
-            inode.dir_fd = -1
-            self._dir_fds.pop(inode, None)
+        if self._dir_fds.get(inode.ino) is inode:
+            self._close_dir(inode.ino)
         if inode.pin >= 0:
             os.close(inode.pin)
             inode.pin = -1
@@ -379,6 +385,8 @@ class InodeTable:
         for inode in self:
             inode.lookups = 0
             self.drop_if_unused(inode)
+        for ino in list(self._dir_fds):
+            self._close_dir(ino)
         self.roster.close()
 
 

@@ -102,6 +102,24 @@ def test_directory_descriptors_are_bounded_and_come_back(table: InodeTable, tmp_
         assert open_descriptors(tmp_path) - before <= 3
 
 
+def test_a_directory_that_was_dropped_and_reached_again_is_let_go_with_its_removal(
+    table: InodeTable, tmp_path: Path
+) -> None:
+    (tmp_path / "top").mkdir()
+    (tmp_path / "top" / "file").touch()
+    before = open_descriptors(tmp_path)
+    top = find(table, table.root, b"top")
+    file = find(table, top, b"file")
+    table.forget([(top.ino, top.lookups)])
+    assert table.stat(file).st_size == 0  # through the descriptor of the directory
+    assert open_descriptors(tmp_path) == before + 1
+    found = (tmp_path / "top").stat()
+    (tmp_path / "top" / "file").unlink()
+    (tmp_path / "top").rmdir()
+    table.removed(found, table.root, b"top")
+    assert open_descriptors(tmp_path) == before
+
+
 def test_a_tree_deeper_than_python_recurses(table: InodeTable, tmp_path: Path) -> None:
     depth = sys.getrecursionlimit() + 100
     here, inode = os.open(tmp_path, os.O_RDONLY), table.root
