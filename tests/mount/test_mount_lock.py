@@ -58,26 +58,18 @@ def test_disabled_from_another_process_shuts_within_the_bound(served: RealMount)
 def test_disabled_behind_the_mounts_back_shuts_within_the_bound(served: RealMount) -> None:
     """Nobody tells the mount: its own watch must see what the token says. (Another host, say.)"""
     with opened(served.path) as doors:
-        registry = served.site.home.mounts_dir
-        aside = registry.with_name("aside")
-        registry.rename(aside)  # so that the command finds no mount to tell
-        try:
+        with served.site.nobody_is_told():
             served.site.cmkfs("cmk", "disable", OWN_CMK)
             disabled = time.monotonic()
-            while outcome(lambda: os.pread(doors.file, 10, 0)) == "ok":
-                assert time.monotonic() - disabled < 1.5, "still readable after the revocation bound"
-            everything_is_refused(doors)
-            served.site.cmkfs("cmk", "enable", OWN_CMK)
+            try:
+                while outcome(lambda: os.pread(doors.file, 10, 0)) == "ok":
+                    assert time.monotonic() - disabled < 1.5, "still readable after the revocation bound"
+                everything_is_refused(doors)
+            finally:
+                served.site.cmkfs("cmk", "enable", OWN_CMK)
             enabled = time.monotonic()
             while outcome(lambda: os.pread(doors.file, 10, 0)) != "ok":
                 assert time.monotonic() - enabled < 10
-        finally:
-            for entry in registry.glob("*") if registry.exists() else ():
-                entry.unlink()
-            if registry.exists():
-                registry.rmdir()
-            aside.rename(registry)
-            served.site.cmkfs("cmk", "enable", OWN_CMK)
         everything_works(doors)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,26 @@ def test_who_loses_read_loses_what_is_open_while_another_goes_on(
         bert.do("fsync", again)
     assert bert.outcome("pread", fds[bert]) == "EIO"  # his old descriptor is of the same inode: he reopens
     assert file.read_text()[:14] == "CONTENTsecret!"
+
+
+@pytest.mark.alone
+def test_a_right_that_another_host_takes_is_lost_within_the_bound(
+    site: Site, allow: SetPolicy, place: Path, anna: Person, bert: Person
+) -> None:
+    """Nobody tells the mount; another user keeps the same file open, mapped and cached meanwhile."""
+    file = place / "file"
+    allow(rule("a", f"uid:{ANNA}", *ALL), rule("b", f"uid:{BERT}", *ALL))
+    fd, kept = anna.do("open", file, os.O_RDWR), bert.do("open", file, os.O_RDONLY)
+    mappings = {who: who.do("map", opened, False) for who, opened in ((anna, fd), (bert, kept))}
+    assert [who.do("peek", mapping) for who, mapping in mappings.items()] == ["content"] * 2
+    with site.nobody_is_told():
+        allow(rule("a", f"uid:{ANNA}", "write"), rule("b", f"uid:{BERT}", *ALL))
+        set_at = time.monotonic()
+        while anna.outcome("pread", fd) == "ok":
+            assert time.monotonic() - set_at < 1.5, "still readable after the revocation bound"
+    assert anna.outcome("peek", mappings[anna]) == "EFAULT"
+    assert bert.do("read", file)[:7] == "content"
+    assert anna.outcome("pread", fd) == "EIO"
 
 
 def test_an_old_descriptor_never_sees_what_is_written_before_the_file_is_opened_anew(
@@ -379,6 +400,8 @@ def test_disable_enable_and_policy_are_given_to_different_people(
     logged_in(ANNA, site, "cmk", "disable", CMK)
     assert audited(site, "cmk.disable")["login_uid"] == ANNA
     logged_in(ANNA, site, "cmk", "enable", CMK, codes=(3,))
+    refused = audited(site, "cmk.enable")
+    assert (refused["outcome"], refused["login_uid"]) == ("refused", ANNA)
     logged_in(BERT, site, "cmk", "enable", CMK)
     site.cmkfs("policy", "explain", CMK, "--user", str(ANNA), "--action", "disable")
     site.cmkfs("policy", "explain", CMK, "--user", "0", "--action", "disable", codes=(3,))
@@ -391,7 +414,10 @@ def test_who_sets_a_policy_must_be_able_to_change_it_again(site: Site, several: 
     file.write_text(rule("owner", f"uid:{CARLA}", "*"))
     assert "could not change this policy again" in site.cmkfs("policy", "set", CMK, str(file), codes=(2,))
     logged_in(CARLA, site, "policy", "set", CMK, str(file))
+    assert audited(site, "policy.set")["login_uid"] == CARLA
     assert f"root may not change the policy of CMK {CMK}" in site.cmkfs("policy", "unset", CMK, codes=(3,))
+    refused = audited(site, "policy.unset")
+    assert (refused["outcome"], refused["rule"], refused["cmk"]) == ("refused", "(no rule)", CMK)
     logged_in(CARLA, site, "policy", "unset", CMK)
 
 
@@ -413,6 +439,8 @@ def test_a_zone_is_made_and_given_up_by_who_may_create_and_delete(
     zoned("list", "create")
     site.cmkfs("zone", "create", zone, "--cmk", "zoned")
     assert "root may not delete" in site.cmkfs("zone", "remove", zone, codes=(3,))
+    refused = audited(site, "zone.remove")
+    assert (refused["outcome"], refused["uid"], refused["rule"]) == ("refused", 0, "(no rule)")
     zoned("list", "delete")
     site.cmkfs("zone", "remove", zone)
     Path(zone).rmdir()
