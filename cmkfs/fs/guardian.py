@@ -160,17 +160,23 @@ class Guardian:
             await self._talk.send(FAREWELL)
         except OSError as error:
             log.debug("the guardian is gone already: %s", error)
-        await self._end(LEAVE_SECONDS)
+        # Not closed before: with an answer unread in it the other end would have an error and no farewell (unix(7)).
+        await self._wait(LEAVE_SECONDS)
+        self._close()
 
     async def abandon(self) -> None:
         """The mount has ended otherwise: have the guardian do what it is there for, and wait until it has."""
-        await self._end(STAND_IN_SECONDS)
+        self._close()
+        await self._wait(STAND_IN_SECONDS)
 
-    async def _end(self, seconds: float) -> None:
+    def _close(self) -> None:
         self._talk.close()  # ends what waits for an answer
         orders, self._orders = self._orders, -1  # and nobody writes to a number that is somebody else's then
         if orders >= 0:
             os.close(orders)
+
+    async def _wait(self, seconds: float) -> None:
+        """Until the process has ended; it is killed if it does not."""
         with trio.move_on_after(seconds) as scope:
             await self.until_gone()
         if scope.cancelled_caught:

@@ -15,8 +15,8 @@ REPOSITORY = Path(__file__).parents[2]
 
 def niceness() -> tuple[int, str]:
     """Of this thread, and of its session where the kernel weighs sessions."""
-    session = AUTOGROUP.read_text().split()[-1] if AUTOGROUP.exists() else ""
-    return os.getpriority(os.PRIO_PROCESS, 0), session
+    session = AUTOGROUP.read_text().split() if AUTOGROUP.exists() else []
+    return os.getpriority(os.PRIO_PROCESS, 0), session[-1] if session else ""  # empty: switched off
 
 
 def test_first_in_the_block_and_as_before_after_it() -> None:

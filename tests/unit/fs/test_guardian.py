@@ -1,6 +1,7 @@
 """The guardian and its orders, on a pipe in the place of the kernel: what it is told, and who waits for what."""
 
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from cmkfs.errors import GuardianGone
 from cmkfs.fs import guardian_process
@@ -19,6 +21,8 @@ from cmkfs.fs.guardian import Guardian
 from cmkfs.fs.guardian_process import ANSWER, INODES, ORDER, READY
 
 INVAL = struct.Struct("<IiQQqq")
+KNOWN = 77
+"""What is invalidated once the daemon is dead."""
 
 
 @dataclass(slots=True)
@@ -43,6 +47,7 @@ class Guarded:
 def spawned() -> Guarded:
     kernel, device = os.pipe()
     roster, orders = os.memfd_create("roster"), os.memfd_create("orders")
+    os.write(roster, KNOWN.to_bytes(8, "little"))
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     passed = (device, roster, orders, theirs.fileno())
     process = subprocess.Popen(
@@ -105,6 +110,23 @@ async def test_an_order_waits_for_no_other(guarded: Guarded) -> None:
         assert guarded.told
     assert done == ["few", "many"]
     assert sorted(guarded.told) == many + few
+
+
+@pytest.mark.parametrize("ends", ["leave", "abandon"])
+async def test_a_farewell_is_heard_also_with_an_answer_that_nobody_waited_for(ends: str) -> None:
+    """An order that was under way at the unmount; found by a guardian that took the unmount for a death."""
+    made = spawned()
+    with trio.CancelScope() as waiting:
+        await made.guardian.forget([5], waiting.cancel)
+    await trio.lowlevel.wait_readable(made.guardian._talk)  # the answer, unread
+    os.kill(made.guardian.pid, signal.SIGSTOP)  # it hears of the end when all of it has happened
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.guardian.leave if ends == "leave" else made.guardian.abandon)
+        await trio.testing.wait_all_tasks_blocked()
+        os.kill(made.guardian.pid, signal.SIGCONT)
+    await made.take()
+    assert made.told == ([5] if ends == "leave" else [5, KNOWN])
+    os.close(made.kernel)
 
 
 class Played:
