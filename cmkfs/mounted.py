@@ -158,6 +158,7 @@ class Mounted:
         """From now on locks reach this kernel connection."""
         self._device = device
         self._changes.use(device)
+        self.operations.access_times.use(device)
         self._kernel = KernelCache(device)
         self._lockdown = Lockdown(self.keyring, self.inodes, self.operations, self.settler, self._kernel)
         self._revocation = Revocation(

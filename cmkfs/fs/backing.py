@@ -37,6 +37,7 @@ _AHEAD = 32_768
 """Bytes asked of the disk at least: a header is followed by the first blocks of its file."""
 
 _AT_EMPTY_PATH = 0x1000
+ST_NOATIME = 0x400  # statvfs(3)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
@@ -119,6 +120,7 @@ class Backing:
         """True if reading moves no access time of files: `-o noatime`."""
         self.nodiratime = False
         """The same for listing directories."""
+        self._noatime_below = bool(os.fstatvfs(self.root_fd).f_flag & ST_NOATIME)
         self.failed: OSError | None = None
         """The first error of a sync of the whole: from then on nothing is called durable without its own fsync."""
         if os.fstatvfs(self.root_fd).f_bsize < PAGE:
@@ -132,6 +134,11 @@ class Backing:
         """Let go of the vault's directory."""
         self._new.close()
         os.close(self.root_fd)
+
+    @property
+    def reads_leave_no_trace(self) -> bool:
+        """True if no read of a file moves its access time, here or below."""
+        return self.noatime or self.read_only or self._noatime_below
 
     # -- content --------------------------------------------------------------------------------
 

@@ -24,12 +24,13 @@ class BackingFile:
     `mtime_ns` is the plain mtime while storing has moved the backing's; None: the backing's is right.
     """
 
-    __slots__ = ("_backing", "_begun", "_readahead", "end", "fd", "mtime_ns", "pending_header")
+    __slots__ = ("_backing", "_begun", "_readahead", "_unnoticed", "end", "fd", "mtime_ns", "pending_header")
 
     def __init__(self, backing: Backing, fd: int, length: int) -> None:
         self._backing = backing
         self._readahead = Readahead()
         self.fd = fd
+        self._unnoticed = -1
         self.end = length
         self._begun = length
         self.mtime_ns: int | None = None
@@ -38,16 +39,30 @@ class BackingFile:
 
     # -- pages -----------------------------------------------------------------------------------
 
-    def cached(self, first: int, count: int, plain_off: int, length: int) -> Buffer | None:
-        """The pages of `count` blocks if they are in memory; what is read in order is asked for ahead."""
+    def cached(self, first: int, count: int, plain_off: int, length: int, *, counts: bool) -> Buffer | None:
+        """The pages of `count` blocks if they are in memory; what is read in order is asked for ahead.
+
+        `counts`: the access time moves, as the backing's mount says.
+        """
         ahead = self._readahead.next_window(plain_off, length, cipher_off(first + count))
         if ahead is not None:
             self._backing.prefetch(self.fd, *ahead)
-        return self._backing.read(self.fd, count * PAGE, cipher_off(first))
+        return self._backing.read(self._fd_to_read(counts=counts), count * PAGE, cipher_off(first))
 
-    async def fetch(self, first: int, count: int) -> Buffer:
+    async def fetch(self, first: int, count: int, *, counts: bool = True) -> Buffer:
         """The pages of `count` blocks, fewer at the end of the file; others are served while the disk works."""
-        return await self._backing.fetch(self.fd, count * PAGE, cipher_off(first))
+        return await self._backing.fetch(self._fd_to_read(counts=counts), count * PAGE, cipher_off(first))
+
+    def _fd_to_read(self, *, counts: bool) -> int:
+        """For who opened the file with O_NOATIME another descriptor: flags are those of all who share one."""
+        if counts:
+            return self.fd
+        if self._unnoticed < 0:
+            try:
+                self._unnoticed = os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_NOATIME | os.O_CLOEXEC)
+            except PermissionError:  # the file of somebody else than the user whose daemon this is
+                return self.fd
+        return self._unnoticed
 
     async def fetch_unnoticed(self, block: int) -> Buffer:
         """The page of a block that a write keeps a part of: no program reads it, so atime stays.
@@ -148,6 +163,12 @@ class BackingFile:
     def says_less_than(self, plain_size: int) -> bool:
         """True if the length tells fewer plain bytes."""
         return plain_size_at_least(self.end) < plain_size
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self.fd)
+        if self._unnoticed >= 0:
+            os.close(self._unnoticed)
 
     async def fsync(self) -> None:
         """fsync in a thread. Raises OSError."""

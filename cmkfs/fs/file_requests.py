@@ -34,11 +34,12 @@ class FileRequests(NameRequests):
             self._reporting.used(_OPENED[flags & os.O_ACCMODE], file, request, rule, began)
             if flags & os.O_TRUNC:
                 await self._setattr.truncate(file, 0, request, kill_suidgid=kill_suidgid)
+            opened = Opened(number, await self.access_times.opened(file, flags))
             zone.check()
         except BaseException:
             await self.release(number)
             raise
-        return Opened(number)
+        return opened
 
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, umask: int, request: Request
@@ -57,7 +58,7 @@ class FileRequests(NameRequests):
         handle = self.handles.files[fh]
         if handle.retired:
             self._refuse_retired(handle)
-        data = await handle.file.read(off, size)
+        data = await handle.file.read(off, size, counts=handle.reads_count)
         if handle.retired:  # meanwhile
             self._refuse_retired(handle)
         return data

@@ -22,8 +22,8 @@ _THREADS = 8
 class Device(Protocol):
     """A kernel connection; all calls block."""
 
-    def invalidate_inode(self, inode: int, *, attr_only: bool = False) -> bool:
-        """Drop attributes and pages; returns when dirty pages were written back."""
+    def invalidate_inode(self, inode: int, *, attr_only: bool = False, length: int = 0) -> bool:
+        """Drop attributes and pages, of the first `length` bytes if not 0; returns when dirty ones were written."""
         ...
 
     def expire_entry(self, parent: int, name: bytes) -> bool:

@@ -103,12 +103,12 @@ class FuseDevice:
 
     # -- What the kernel remembers -----------------------------------------------------------------
 
-    def invalidate_inode(self, inode: int, *, attr_only: bool = False) -> bool:
-        """Drop the kernel's attributes and pages of `inode`, dirty pages written back first.
+    def invalidate_inode(self, inode: int, *, attr_only: bool = False, length: int = 0) -> bool:
+        """Drop the kernel's attributes and pages of `inode`, or of its first `length` bytes; dirty ones are written.
 
         False if the kernel does not know it. Works after `abort` too. Raises OSError.
         """
-        return pagecache.notify(self._device, pagecache.inval_inode_message(inode, attr_only=attr_only))
+        return pagecache.notify(self._device, pagecache.inval_inode_message(inode, attr_only=attr_only, length=length))
 
     def invalidate_entry(self, parent: int, name: bytes) -> bool:
         """Drop `name` in the directory `parent`; False if the kernel does not know it. Raises OSError."""

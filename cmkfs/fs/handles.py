@@ -24,6 +24,11 @@ class FileHandle:
         """True if it was opened for writing."""
         return self.flags & os.O_ACCMODE != os.O_RDONLY
 
+    @property
+    def reads_count(self) -> bool:
+        """True if what is read through it moves the access time: a write asks for what it keeps of a page, too."""
+        return not self.flags & os.O_NOATIME and self.flags & os.O_ACCMODE != os.O_WRONLY
+
 
 @dataclass(slots=True)
 class DirHandle:

@@ -81,8 +81,8 @@ class OpenFile:
 
     # -- read ------------------------------------------------------------------------------------
 
-    async def read(self, plain_off: int, length: int) -> Plain:
-        """Plain bytes from `plain_off`: all that were asked for, fewer only at the end of the file.
+    async def read(self, plain_off: int, length: int, *, counts: bool = True) -> Plain:
+        """Plain bytes from `plain_off`: all that were asked for, fewer only at the end. `counts`: in atime.
 
         Raises Damaged if a block does not authenticate, Locked and its kind if the key may not be used now.
         """
@@ -92,7 +92,7 @@ class OpenFile:
             if length <= 0:
                 return b""
             first, count = blocks_of(plain_off, length)
-            cached = self.pages.cached(first, count, plain_off, length)
+            cached = self.pages.cached(first, count, plain_off, length, counts=counts)
             if cached is not None:
                 return self._open_pages(key.content, cached, first, plain_off, length)
         async with self.lock.reading():
@@ -100,7 +100,7 @@ class OpenFile:
             if length <= 0:
                 return b""
             first, count = blocks_of(plain_off, length)
-            pages = await self.pages.fetch(first, count)
+            pages = await self.pages.fetch(first, count, counts=counts)
             key = await self.key.reading()
             return self._open_pages(key.content, pages, first, plain_off, length)
 
@@ -397,4 +397,4 @@ class OpenFile:
 
     def close(self) -> None:
         """Let go of the backing file."""
-        os.close(self.fd)
+        self.pages.close()

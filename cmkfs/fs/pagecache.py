@@ -17,10 +17,13 @@ _INVAL_ENTRY = struct.Struct("<QII")  # parent inode, length of the name, flags
 _EXPIRE_ONLY = 1 << 0
 
 
-def inval_inode_message(inode: int, *, attr_only: bool) -> bytes:
-    """The notification that drops `inode`'s attributes and, unless `attr_only`, its pages: 40 bytes."""
+def inval_inode_message(inode: int, *, attr_only: bool, length: int = 0) -> bytes:
+    """The notification that drops `inode`'s attributes and, unless `attr_only`, its pages: 40 bytes.
+
+    `length`: only the pages of the first bytes, if it is not 0.
+    """
     header = _HEADER.pack(_HEADER.size + _INVAL_INODE.size, _NOTIFY_INVAL_INODE, 0)
-    return header + _INVAL_INODE.pack(inode, -1 if attr_only else 0, 0)
+    return header + _INVAL_INODE.pack(inode, -1 if attr_only else 0, length)
 
 
 def inval_entry_message(parent: int, name: bytes, *, expire_only: bool = False) -> bytes:

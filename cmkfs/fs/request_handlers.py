@@ -7,6 +7,7 @@ from typing import Final
 
 from cmkfs.caller import Request
 from cmkfs.errors import CmkfsError
+from cmkfs.fs.access_times import AccessTimes
 from cmkfs.fs.attributes import Attributes
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.directory import Directories, Directory
@@ -61,6 +62,7 @@ class RequestHandlers:
         self._symlinks = Symlinks(backing.root_fd)
         self._xattrs = xattrs
         self._permissions = permissions
+        self.access_times = AccessTimes(backing)
         self.handles = Handles()
         self._reporting = Reporting(inodes, directories, self.handles, keyring)
         self.troubles = Troubles(inodes)

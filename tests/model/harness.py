@@ -50,7 +50,7 @@ class NoPages:
 
     negotiated = None
 
-    def invalidate_inode(self, inode: int, *, attr_only: bool = False) -> bool:
+    def invalidate_inode(self, inode: int, *, attr_only: bool = False, length: int = 0) -> bool:
         return False
 
     def expire_entry(self, parent: int, name: bytes) -> bool:

@@ -36,12 +36,31 @@ def _open(cell: Path, flags: int, mode: int = 0o666) -> str:
     return "opened"
 
 
-def _read(cell: Path) -> bytes:
-    fd = os.open(cell / "f", os.O_RDONLY)
+def _read(cell: Path, flags: int = os.O_RDONLY) -> bytes:
+    fd = os.open(cell / "f", flags)
     try:
         return os.read(fd, 100)
     finally:
         os.close(fd)
+
+
+def _read_nothing(cell: Path, flags: int) -> None:
+    os.close(os.open(cell / "f", flags))
+
+
+def _read_mapped(cell: Path) -> bytes:
+    with (cell / "f").open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        return mapped[:]
+
+
+def _read_by_sendfile(cell: Path) -> int:
+    read, write = os.pipe()
+    fd = os.open(cell / "f", os.O_RDONLY)
+    try:
+        return os.sendfile(write, fd, 0, 100)
+    finally:
+        for one in (read, write, fd):
+            os.close(one)
 
 
 def _write(cell: Path, data: bytes, at: int = 0, flags: int = os.O_WRONLY) -> int:
@@ -139,6 +158,16 @@ OPENS: Mapping[str, int] = {
     "direct": os.O_RDWR | os.O_DIRECT,
     "access mode 3": os.O_ACCMODE,
 }
+READS: Mapping[str, Act] = {
+    "read": _read,
+    "read nothing": partial(_read_nothing, flags=os.O_RDONLY),
+    "without atime": partial(_read, flags=os.O_RDONLY | os.O_NOATIME),
+    "by a writer's descriptor": partial(_read, flags=os.O_RDWR),
+    "from a mapping": _read_mapped,
+    "by sendfile": _read_by_sendfile,
+    "twice": lambda cell: _read(cell) + _read(cell),
+}
+READ_BY_WRITERS = ("by a writer's descriptor", "shared mapping")
 CONTENT_CHANGES: Mapping[str, Act] = {
     "write": partial(_write, data=b"new"),
     "append": partial(_write, data=b"new", flags=os.O_WRONLY | os.O_APPEND),
@@ -201,13 +230,15 @@ XATTRS: Mapping[str, Act] = {
 def _on(acts: Mapping[str, Act], modes: tuple[int, ...], *, capability: bool = False) -> dict[str, Rule]:
     prepare = partial(a_file, capability=capability)
     return {
-        f"{name} at {mode:o}": Rule(act, partial(prepare, mode=mode)) for mode in modes for name, act in acts.items()
+        f"{name} at {mode:o}": Rule(act, partial(prepare, mode=mode), name in READ_BY_WRITERS)
+        for mode in modes
+        for name, act in acts.items()
     }
 
 
 GROUPS: Mapping[str, Mapping[str, Rule]] = {
     "open": _on({name: partial(_open, flags=flags) for name, flags in OPENS.items()}, MODES),
-    "read": _on({"read": _read}, MODES),
+    "read": _on(READS, MODES),
     "access": _on({"access": _access}, MODES),
     "content": _on(CONTENT_CHANGES, (0o644, 0o664, 0o666, 0o444, 0o222)),
     "privileges go with a change of content": _on(CONTENT_CHANGES, PRIVILEGED)

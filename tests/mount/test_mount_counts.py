@@ -119,7 +119,7 @@ BEFORE_A_REMOUNT: list[Step] = [
     ("create, write 4 KiB, close", _create),
     ("`stat`, just written", _stat),
     ("`stat` again", _stat),
-    ("open, read, close; just written", _read),
+    ("open, read, close; just written, for the first time", _read),
 ]
 AFTER_A_REMOUNT: list[Step] = [
     ("open, read, close; first time since the mount", _read),

@@ -29,7 +29,7 @@ class FakeKernel:
         self.cut = False
         self.expired: list[tuple[int, bytes, ZoneState]] = []
 
-    def invalidate_inode(self, inode: int, *, attr_only: bool = False) -> bool:
+    def invalidate_inode(self, inode: int, *, attr_only: bool = False, length: int = 0) -> bool:
         assert not attr_only
         self.told.append((inode, self._harness.zone.state))
         if self.hang is not None:

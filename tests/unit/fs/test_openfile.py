@@ -483,10 +483,10 @@ async def test_a_request_that_waits_for_the_disk_is_refused_by_a_lock(harness: H
     file = harness.program.file(fh)
     fetch = file.pages.fetch
 
-    async def slow(first: int, count: int) -> object:
+    async def slow(first: int, count: int, *, counts: bool) -> object:
         reading.set()
         await go.wait()
-        return await fetch(first, count)
+        return await fetch(first, count, counts=counts)
 
     file.pages = Slow(file.pages, slow)  # type: ignore[assignment]
     async with trio.open_nursery() as nursery:
