@@ -4,6 +4,7 @@ An exception that is neither an `OSError` nor a `CmkfsError` is a bug: it is log
 in `bugs` (a test fails if that is not 0 at its end), and the caller gets EIO.
 """
 
+import errno
 import logging
 
 from cmkfs.errors import CmkfsError, Damaged
@@ -20,7 +21,7 @@ class Bugs:
 def errno_of(name: str, error: Exception) -> int:
     """What the kernel is told when the handler `name` raised. Never raises."""
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno
+        return errno.ENFILE if error.errno == errno.EMFILE else error.errno  # its own limit is not the program's
     if isinstance(error, CmkfsError):
         if isinstance(error, Damaged):
             log.error("%s: %s", name, error)

@@ -18,6 +18,7 @@ from cmkfs.format.header import Identity, Slot, is_unwritten
 from cmkfs.format.layout import BLOCK, PAGE, cipher_off
 from cmkfs.format.verdict import Verdict, judge
 from cmkfs.fs.backing import Backing
+from cmkfs.fs.descriptors import leave_some
 from cmkfs.fs.inodes import Inode, InodeTable
 from cmkfs.fs.openfile import OpenFile
 from cmkfs.fs.slots import new_header
@@ -66,6 +67,7 @@ class FileOpener:
     async def _open_first(self, inode: Inode, zone: Zone) -> None:
         fd = self._open_backing(inode)
         try:
+            leave_some(fd)
             file = await self._load(inode, zone, fd)
             self._check_alone(inode, file.identity)  # again: both may have been opened at the same time
             if inode.lookups > 0 and inode.told_size not in (None, file.size):
@@ -194,6 +196,7 @@ class FileOpener:
     def created(self, inode: Inode, fd: int, new: tuple[Identity, Lease]) -> OpenFile:
         """Write the header of a file that was just created and give its open file. Raises OSError (ENOSPC)."""
         identity, lease = new
+        leave_some(fd)
         data = new_header(identity, lease.key)
         self._backing.append(fd, data, 0)
         file = OpenFile(self._backing, self._keyring, inode, fd, identity, lease, NEW_FILE, PAGE)

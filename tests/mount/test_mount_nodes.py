@@ -62,3 +62,17 @@ def test_the_handle_of_a_removed_file_never_opens_the_next_one_of_its_number(wor
         handles.append(_handle_of(file))
         file.unlink()
     assert used_again, "no number was used again: the test shows nothing"
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_a_handle_does_not_outlive_the_mount(own_mount: RealMount, kind: str) -> None:
+    """docs/limits.md: it is good while the kernel knows the inode, and the name leads to the same number after it."""
+    path = own_mount.path / "node"
+    path.write_bytes(b"content") if kind == "file" else path.mkdir()
+    handle, number = _handle_of(path), path.stat().st_ino
+    os.close(_open_by(handle, own_mount.path))
+    own_mount.again()
+    with pytest.raises(OSError) as caught:
+        os.close(_open_by(handle, own_mount.path))
+    assert caught.value.errno == errno.ESTALE
+    assert path.stat().st_ino == number
