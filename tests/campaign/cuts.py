@@ -56,12 +56,11 @@ class Disk:
         _run("mount", "-o", "loop", self._image, self.where)
 
     def down(self) -> None:
-        """Unmount it, once nobody holds it any more."""
-        for _ in range(100):
-            if subprocess.run(["umount", str(self.where)], capture_output=True, check=False).returncode == 0:
-                return
-            time.sleep(0.1)  # a daemon that ends
-        _run("umount", self.where)
+        """Unmount it, once nobody holds it any more. Raises TimeoutError."""
+        command = ["umount", str(self.where)]
+        _until(lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0, "a daemon that ends")
+        # A mount namespace that was copied meanwhile keeps it: it would come back as it is, and shut down.
+        _until(lambda: not _output("losetup", "-j", self._image), "another mount namespace that has the disk")
 
     def shut_down(self, way: str) -> None:
         """The power is gone for the mounted filesystem."""
@@ -106,6 +105,19 @@ def disk(top: Path, kind: str) -> Iterator[Disk]:
 def _empty(path: Path, size: int) -> None:
     path.touch()
     os.truncate(path, size)
+
+
+def _until(done: Callable[[], bool], what: str) -> None:
+    """Nothing tells of it: ask until it is so. Raises TimeoutError."""
+    for _ in range(200):
+        if done():
+            return
+        time.sleep(0.1)
+    raise TimeoutError(what)
+
+
+def _output(*words: str | Path) -> str:
+    return subprocess.run([str(word) for word in words], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def _run(*words: str | Path) -> None:
