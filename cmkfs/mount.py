@@ -9,7 +9,7 @@ import os
 import resource
 import signal
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from cmkfs.keys.token_client import TokenClient
 from cmkfs.keys.token_process import TokenProcess
 from cmkfs.keys.zone import Zone
 from cmkfs.mounted import Mounted
+from cmkfs.privileges import no_new_privileges
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ def serve(spec: MountSpec, ready: Ready) -> int:
     keep_heap()
     _allow_descriptors()
     os.umask(0)
+    spec = _give_up_privileges(spec)
     token = TokenProcess()
     try:
         backing = _open_backing(spec)
@@ -92,6 +94,18 @@ def serve(spec: MountSpec, ready: Ready) -> int:
     finally:
         token.close(wait=1.0)
     return 0 if clean else 1
+
+
+def _give_up_privileges(spec: MountSpec) -> MountSpec:
+    """The PIN first: the command that it may come from is nobody's business, and may need what is given up.
+
+    Who is not root mounts and unmounts through fusermount3, which is set-user-id.
+    """
+    if spec.pin is None:
+        spec = replace(spec, pin=TokenAccess.of(spec.config.token.of_mounts, spec.home).read_pin())
+    if os.geteuid() == 0:
+        no_new_privileges()
+    return spec
 
 
 def _only(error: BaseException) -> BaseException:
@@ -218,8 +232,7 @@ async def _until_unmounted(
 
 async def _open_token(spec: MountSpec, token: TokenProcess, deadline: float) -> None:
     access = TokenAccess.of(spec.config.token.of_mounts, spec.home)
-    pin = spec.pin if spec.pin is not None else access.read_pin()
-    await token.open(access, pin, deadline)
+    await token.open(access, spec.pin or "", deadline)
 
 
 def _device_options(spec: MountSpec) -> DeviceOptions:

@@ -17,6 +17,7 @@ nothing of cmkfs, reads no file, and needs no privilege. Source: linux/fuse.h; f
 """
 
 import _thread
+import ctypes
 import os
 import select
 import signal
@@ -45,6 +46,7 @@ _REFUSAL = struct.Struct("<IiQ")  # length, error, unique
 _UNANSWERED = (2, 36, 41, 42)  # FORGET, INTERRUPT, NOTIFY_REPLY, BATCH_FORGET
 _LARGEST_REQUEST = (1 << 21) + (1 << 16)
 _ENOENT, _ENODEV, _ENOTCONN = 2, 19, 107
+_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
 
 
 def inval_inodes(numbers: bytes) -> list[bytes | int]:
@@ -183,8 +185,16 @@ def serve(device: int, orders: int, talk: int) -> bool:
                 order.hurry()
 
 
+def give_up_privileges() -> None:
+    """No core dumps, nobody's debugger, and nothing gained by a program that is set-user-id (prctl(2))."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
 def main(arguments: list[str]) -> None:
     """Serve, then stand in for a daemon that died. Ends without waiting for threads that hang in the kernel."""
+    give_up_privileges()
     device, roster, orders, talk = (int(text) for text in arguments)
     # The end of a service or a session sends these to every process of it; the daemon's end decides.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

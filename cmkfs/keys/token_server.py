@@ -16,6 +16,7 @@ from cmkfs.errors import CmkfsError, TokenUnavailable
 from cmkfs.keys.memory import protect_memory
 from cmkfs.keys.pkcs11 import Pkcs11Provider
 from cmkfs.keys.token_client import perform
+from cmkfs.privileges import no_new_privileges
 
 LARGEST_MESSAGE: Final = 1 << 20
 OPEN: Final = "open"
@@ -28,6 +29,7 @@ def main(fd: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     protect_memory()
+    no_new_privileges()  # also where the daemon cannot: of a mount that is not root's
     with socket.socket(fileno=fd) as requests:
         try:
             serve(requests)

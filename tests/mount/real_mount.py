@@ -127,11 +127,21 @@ class Site:
         return RealMount(self, vault, mountpoint, options)
 
 
+def processes_of(pid: int) -> dict[str, int]:
+    """The daemon itself, the process that has its token, and its guardian."""
+    token = [child for child in _children_of(pid) if b"token_server" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    (guardian,) = _guardians_of(pid)
+    return {"daemon": pid, "token": token[0], "guardian": guardian}
+
+
 def _guardians_of(pid: int) -> list[int]:
     """The guardians that a daemon has begun."""
+    return [child for child in _children_of(pid) if b"guardian_process" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def _children_of(pid: int) -> list[int]:
     children = (Path(f"/proc/{task}/children").read_text() for task in _tasks(pid))
-    found = [int(child) for text in children for child in text.split()]
-    return [child for child in found if b"guardian_process" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [int(child) for text in children for child in text.split()]
 
 
 def _tasks(pid: int) -> list[str]:

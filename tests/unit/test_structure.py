@@ -17,6 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "accounts": set(),
     "looking": set(),
     "priority": set(),
+    "privileges": set(),
     "caller": set(),
     "toml_source": {"errors"},
     "home": {"errors"},
@@ -33,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "caller",
         "looking",
         "priority",
+        "privileges",
         "accounts",
         "audit",
         "config",
@@ -70,6 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("answers", "auditing", "config", "control", "crypto", "errors", "format", "fs", "fuse", "home", "keys"),
         "mounted",
         "policy",
+        "privileges",
     },
     "cli": {
         *(
