@@ -291,6 +291,10 @@ class Files:
 
     # -- after the cut
 
+    def unsure(self) -> set[str]:
+        """The names of files that were changed, and that nothing has called durable since."""
+        return {name for name, may in self.names.items() if any(file and file.oracle.since for file in may)}
+
     def verify(self, top: Path) -> None:
         """Compare, and go on from what is there. Raises Lost."""
         found, numbers, directories = {}, {}, set()
