@@ -69,7 +69,9 @@ def test_sockets_and_token_are_for_nobody_else(mounted: RealMount) -> None:
     assert stat.S_IMODE((home.token_dir / "pin").stat().st_mode) == 0o600
     for path, found in _below(home.token_dir):
         assert not found.st_mode & 0o077, path
-    (control,) = [path for path in home.mounts_dir.glob("*.sock") if str(mounted.path) in path.with_suffix(".json").read_text()]
+    (control,) = [
+        path for path in home.mounts_dir.glob("*.sock") if str(mounted.path) in path.with_suffix(".json").read_text()
+    ]
 
     def connect() -> None:
         with socket.socket(socket.AF_UNIX) as client:
