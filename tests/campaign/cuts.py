@@ -135,6 +135,8 @@ class Above(Protocol):
 
     def said(self) -> str: ...
 
+    def empty(self) -> None: ...
+
 
 class Cmkfs:
     """cmkfs itself."""
@@ -167,6 +169,10 @@ class Cmkfs:
         recovered = self._mount.ask("status")["recovered"]
         return f"{recovered} {[_header(self._vault, line) for line in (recovered or {}).get('unreadable', ())]}"
 
+    def empty(self) -> None:
+        """Remove everything, after something was lost."""
+        _remove_all(self.path)
+
     def check(self) -> None:
         """A crash is no damage: `cmkfs check` says so before the next mount recovers."""
         self._site.cmkfs("check", str(self._vault))
@@ -191,8 +197,11 @@ class Gocryptfs:
 
     def __init__(self, top: Path, where: Path) -> None:
         self._vault, self.path = where / "vault", top / "plain"
-        self._vault.mkdir()
         self.path.mkdir()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._vault.mkdir()
         self._gocryptfs("-init", str(self._vault))
         self.up()
 
@@ -208,8 +217,14 @@ class Gocryptfs:
         """Nothing."""
         return ""
 
+    def empty(self) -> None:
+        """A new vault: a directory whose IV was lost in the cut can be neither opened (ENOSYS, EIO) nor removed."""
+        self.down()
+        shutil.rmtree(self._vault)
+        self._begin()
+
     def _gocryptfs(self, *words: str) -> None:
-        _run("gocryptfs", "-q", "-scryptn", "10", "-extpass", "echo secret", *words)
+        _run("gocryptfs", "-q", "-nosyslog", "-scryptn", "10", "-extpass", "echo secret", *words)
 
 
 class Directly:
@@ -228,6 +243,15 @@ class Directly:
     def said(self) -> str:
         """Nothing."""
         return ""
+
+    def empty(self) -> None:
+        """Remove everything."""
+        _remove_all(self.path)
+
+
+def _remove_all(top: Path) -> None:
+    for path in top.iterdir():
+        shutil.rmtree(path)
 
 
 ABOVE: dict[str, Callable[[Path, Path], Above]] = {"cmkfs": Cmkfs, "gocryptfs": Gocryptfs, "none": Directly}
@@ -303,8 +327,7 @@ class Cuts:
 
     def renew(self) -> None:
         """Begin anew: with new files, and after something was lost."""
-        for name in self.work:
-            shutil.rmtree(self.above.path / name)
+        self.above.empty()
         self._begin()
 
 

@@ -1,4 +1,4 @@
-"""What the three processes of a mount may do, and what others may see of them: the daemon, the token's and the guardian.
+"""What the three processes of a mount may do, and what others see of them: the daemon, the token's, the guardian.
 
 Of root's mount all three have no_new_privs; a daemon that is not root's cannot, since it unmounts by fusermount3.
 """
