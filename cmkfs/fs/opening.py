@@ -200,6 +200,8 @@ class FileOpener:
         data = new_header(identity, lease.key)
         self._backing.append(fd, data, 0)
         file = OpenFile(self._backing, self._keyring, inode, fd, identity, lease, NEW_FILE, PAGE)
+        if self._backing.noatime:
+            file.pages.count_reads()
         file.on_dirty = self._on_dirty
         inode.file = file
         self._living_ids[identity.file_id] = inode

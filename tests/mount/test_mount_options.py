@@ -164,6 +164,9 @@ def test_access_times_from_the_beginning(own_mount: RealMount, file: Path) -> No
     assert os.statvfs(file).f_flag & os.ST_NOATIME
     assert not _atime_moves(lambda: _read_anew(file), file)
     assert not _atime_moves(lambda: os.listdir(own_mount.path), own_mount.path)
+    new = own_mount.path / "new"
+    new.write_bytes(b"content")
+    assert not _atime_moves(lambda: _read_anew(new), new)
 
 
 def test_programs_and_devices(new_mount: NewMount, remount: Remount) -> None:
