@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from children import all_at_once, in_child
+from children import Child, all_at_once, in_child
+from real_mount import RealMount
 from side_by_side import SideBySide
 
 NOREPLACE, EXCHANGE, WHITEOUT = 1, 2, 4
@@ -105,6 +106,37 @@ def test_exchange_of_open_files(both: SideBySide) -> None:
             os.close(second)
 
     both.same(story)
+
+
+@pytest.mark.parametrize("names", [("a", "b"), (LONG + "a", LONG + "b"), ("a", LONG)], ids=["short", "long", "mixed"])
+def test_an_exchange_across_directories_is_whole_when_the_daemon_is_killed(
+    own_mount: RealMount, names: tuple[str, str]
+) -> None:
+    """Each of two names leads to one of two files, never both to one, and none is lost."""
+    first, second = own_mount.path / "one" / names[0], own_mount.path / "two" / names[1]
+    for path in (first, second):
+        path.parent.mkdir()
+        path.write_bytes(os.fsencode(path.parent.name))
+    turns = own_mount.path / "turns"
+    turns.mkdir()
+
+    def exchange() -> None:
+        for turn in itertools.count():
+            try:
+                renameat2(first, second, EXCHANGE)
+                (turns / f"{turn}").mkdir()
+            except OSError:
+                return  # the daemon is dead
+
+    child = Child(exchange)
+    child.go()
+    while not (turns / "20").exists():
+        continue
+    own_mount.kill()
+    child.result()
+    own_mount.up()
+    assert {first.read_bytes(), second.read_bytes()} == {b"one", b"two"}
+    assert [os.listdir(path.parent) for path in (first, second)] == [[names[0]], [names[1]]]
 
 
 def test_a_directory_moves_with_open_files_below(both: SideBySide) -> None:
