@@ -117,14 +117,14 @@ class MountOptions:
     acl: bool = False
     suid: bool = False
     dev: bool = False
-    idle_minutes: int | None = None
+    idle_minutes: float | None = None
     revocation_bound: float = 1.0
     outage_grace: float = 30.0
     fuse: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.idle_minutes is not None:
-            _within("idle_minutes", self.idle_minutes, 1, 60 * 24 * 365)
+            _within("idle_minutes", self.idle_minutes, 0.01, 60 * 24 * 365)
         _within("revocation_bound", self.revocation_bound, 0.1, 3600)
         _within("outage_grace", self.outage_grace, 0, 7 * 24 * 3600)
         for word in self.fuse:
@@ -288,7 +288,7 @@ def _apply(options: MountOptions, word: str) -> MountOptions:
         return _with(options, {name: value})
     name, equals, value_text = word.partition("=")
     if equals and name in _VALUES:
-        return _with(options, {_VALUES[name]: _number(value_text, int if name == "idle" else float)})
+        return _with(options, {_VALUES[name]: _number(value_text)})
     if word in _BY_USERS or (equals and name in _BY_USERS):
         options = _with(options, {"suid": False, "dev": False})
         return _with(options, {"fuse": _joined(options.fuse, "noexec")})
@@ -299,11 +299,11 @@ def _apply(options: MountOptions, word: str) -> MountOptions:
     return _with(options, {"fuse": _joined(options.fuse, word)})
 
 
-def _number(text: str, kind: type[int] | type[float]) -> float:
+def _number(text: str) -> float:
     try:
-        return kind(text)
+        return float(text)
     except ValueError as error:
-        raise ValueError(f"{text!r} is not a {'whole ' if kind is int else ''}number") from error
+        raise ValueError(f"{text!r} is not a number") from error
 
 
 def _with(options: MountOptions, change: dict[str, object]) -> MountOptions:

@@ -75,6 +75,10 @@ class GuardianGone(CmkfsError):
     """The process that guards a mount cannot be started, or was killed."""
 
 
+class NoAnswer(CmkfsError):
+    """The daemon of a mount lives, and does not answer in time."""
+
+
 class CrossZone(CmkfsError):
     """Rename or link from one zone into another."""
 

@@ -234,7 +234,7 @@ class Mounted:
         async def lock() -> None:
             # A zone that is disabled is left as it is, or it would stay locked when it is enabled.
             if any(zone.state is ZoneState.SERVING for zone in self.keyring.zones.values()):
-                await self.lock_all(f"nothing used the mount for {minutes} min")
+                await self.lock_all(f"nothing used the mount for {minutes:g} min")
 
         await whenever_idle(60.0 * minutes, lambda: sum(zone.epoch for zone in self.keyring.zones.values()), lock)
 

@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 import click
 
+from cmkfs.cli.cutoff import record_cut_offs
 from cmkfs.cli.mounts import Confirmations, confirm, known
 from cmkfs.cli.options import Group, cmk_argument, json_option
 from cmkfs.cli.output import complain, facts, table
@@ -123,13 +124,14 @@ def _set_enabled(name: str, enabled: bool, as_json: bool) -> int:
         require(provider, cmk, Action.ENABLE if enabled else Action.DISABLE)
         changed = provider.set_enabled(cmk.cmk_id, enabled)
         change.reason = None if changed else "it was so already"
-    outcome = confirm(home, cmk, _still_disabled if enabled else _still_serving)
+    outcome = confirm(home, cmk, _still_disabled if enabled else _still_serving, shut=not enabled)
     state = CmkState.ENABLED if enabled else CmkState.DISABLED
     by = person_name(own_process())
     document = {"name": name, "cmk_id": cmk.cmk_id.hex(), "state": state, "changed": changed, "by": by}
     said = f"CMK {name} is {state}" if changed else f"CMK {name} is {state} already"
     facts({**document, **outcome.to_json()}, [said, *outcome.lines()], as_json=as_json)
-    return complain_of_unconfirmed(outcome) or change.exit_code
+    recorded_cuts = record_cut_offs(home, outcome.cut_off) if outcome.cut_off else 0
+    return complain_of_unconfirmed(outcome) or recorded_cuts or change.exit_code
 
 
 def complain_of_unconfirmed(outcome: Confirmations) -> int:

@@ -6,6 +6,7 @@ from typing import cast
 
 import click
 
+from cmkfs.cli.cutoff import SILENCE, SILENCE_NOW, ask_or_cut_off, cut_off_line, record_cut_offs
 from cmkfs.cli.mounts import known
 from cmkfs.cli.mounts import live as live_at
 from cmkfs.cli.options import PATH, Command, cmk_option, exactly_one, json_option
@@ -29,14 +30,20 @@ SECONDS = 600.0
 def lock(mountpoint: Path | None, name: str | None, every: bool, now: bool, as_json: bool) -> int:
     """Refuse all use of a mount's files until `unlock`; what was written is encrypted and stored first.
 
-    Prints what was open.
+    Prints what was open. A mount whose daemon hangs is cut off: it must be mounted again.
     """
     entries, dead = _targets(mountpoint, name, every)
-    answers = client.ask_each(entries, lambda entry: client.ask(entry, "lock", seconds=SECONDS, now=now, cmk=name))
-    code = _print(answers, _locked_lines, as_json)
+    silence = SILENCE_NOW if now else SILENCE
+    answers = client.ask_each(
+        entries, lambda entry: ask_or_cut_off(entry, "lock", seconds=SECONDS, silence=silence, now=now, cmk=name)
+    )
+    codes = [_print(answers, _locked_lines, as_json)]
+    cut = [entry.label for entry, answer in answers if not isinstance(answer, CmkfsError) and answer.get("cut_off")]
+    if cut:
+        codes.append(record_cut_offs(Home.from_environment(), cut))
     for entry in dead:
         complain(f"the mount at {entry.label} is dead and cannot be locked", hint=f"cmkfs umount {entry.label}")
-    return combined([code, EXIT_FAILED if dead else 0])
+    return combined([*codes, EXIT_FAILED if dead else 0])
 
 
 @click.command(cls=Command, epilog="Example: cmkfs unlock /mnt/finance")
@@ -92,6 +99,8 @@ def _print(
 
 
 def _locked_lines(where: str, answer: Fields) -> list[str]:
+    if answer.get("cut_off"):
+        return [cut_off_line(where)]
     if answer.get("was_locked"):
         lines = [f"{where} is locked already"]
     else:

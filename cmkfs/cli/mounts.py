@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cmkfs.cli.cutoff import SILENCE, ask_or_cut_off, cut_off_line
 from cmkfs.control import client, registry
 from cmkfs.control.protocol import Fields
 from cmkfs.control.registry import Entry
@@ -67,6 +68,8 @@ class Confirmations:
 
     confirmed: tuple[str, ...]
     unconfirmed: tuple[tuple[str, str], ...]
+    cut_off: tuple[str, ...] = ()
+    """Those of the confirmed that did not answer, so that nothing of them can be read any more."""
 
     def to_json(self) -> Fields:
         """As the commands print it."""
@@ -77,25 +80,32 @@ class Confirmations:
 
     def lines(self) -> list[str]:
         """What to say to people of those that confirmed."""
-        return [f"in force on {where}" for where in self.confirmed]
+        return [cut_off_line(where) if where in self.cut_off else f"in force on {where}" for where in self.confirmed]
 
 
-def confirm(home: Home, cmk: Cmk, objection: Callable[[Fields], str]) -> Confirmations:
+def confirm(home: Home, cmk: Cmk, objection: Callable[[Fields], str], *, shut: bool = False) -> Confirmations:
     """Have every mount that uses `cmk` take notice of a change.
 
     `objection` says what is wrong with a mount's answer, or nothing. A dead mount cannot confirm: what
-    the kernel has cached of it stays readable through open descriptors.
+    the kernel has cached of it stays readable through open descriptors. To `shut` them, what hangs is cut off.
     """
     live, dead = known(home)
     confirmed: list[str] = []
+    cut_off: list[str] = []
     unconfirmed = [(entry.label, "dead; clear it with cmkfs umount") for entry in dead if _uses(entry, cmk)]
-    for entry, answer in client.ask_each((entry for entry in live if _uses(entry, cmk)), _question(cmk)):
-        why = str(answer) if isinstance(answer, CmkfsError) else objection(answer)
+    for entry, answer in client.ask_each((entry for entry in live if _uses(entry, cmk)), _question(cmk, shut)):
+        if isinstance(answer, CmkfsError):
+            why = str(answer)
+        elif answer.get("cut_off"):
+            why = ""
+            cut_off.append(entry.label)
+        else:
+            why = objection(answer)
         if why:
             unconfirmed.append((entry.label, why))
         else:
             confirmed.append(entry.label)
-    return Confirmations(tuple(confirmed), tuple(unconfirmed))
+    return Confirmations(tuple(confirmed), tuple(unconfirmed), tuple(cut_off))
 
 
 def _uses(entry: Entry, cmk: Cmk) -> bool:
@@ -103,9 +113,12 @@ def _uses(entry: Entry, cmk: Cmk) -> bool:
     return entry.record is None or cmk.cmk_id.hex() in entry.record.cmks
 
 
-def _question(cmk: Cmk) -> Callable[[Entry], Fields]:
+def _question(cmk: Cmk, shut: bool) -> Callable[[Entry], Fields]:
     def question(entry: Entry) -> Fields:
-        bound = entry.record.revocation_bound if entry.record else 1.0
-        return client.ask(entry, "confirm", seconds=bound + CONFIRM_MARGIN, cmk_id=cmk.cmk_id.hex())
+        seconds = CONFIRM_MARGIN + (entry.record.revocation_bound if entry.record else 1.0)
+        cmk_id = cmk.cmk_id.hex()
+        if shut:
+            return ask_or_cut_off(entry, "confirm", seconds=seconds, silence=SILENCE, cmk_id=cmk_id)
+        return client.ask(entry, "confirm", seconds=seconds, cmk_id=cmk_id)
 
     return question

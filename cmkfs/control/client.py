@@ -10,7 +10,7 @@ from typing import Final, Self, TypeVar
 
 from cmkfs.control.protocol import ANSWER_LIMIT, AWAIT_EXIT, Fields, Request, result_of
 from cmkfs.control.registry import Entry
-from cmkfs.errors import CmkfsError
+from cmkfs.errors import CmkfsError, NoAnswer
 
 ANSWER_SECONDS: Final = 30.0
 """How long an answer may take unless told otherwise."""
@@ -23,13 +23,16 @@ class Connection:
     """One connection to one mount; answers come in the order of the requests."""
 
     def __init__(self, path: Path, *, label: str) -> None:
-        """Raises CmkfsError if nobody listens. `label` is what messages call the mount."""
+        """Raises CmkfsError if nobody listens, NoAnswer if too many wait. `label` is what messages call the mount."""
         self._label = label
         self._unread = bytearray()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(ANSWER_SECONDS)
         try:
             self._socket.connect(str(path))
+        except TimeoutError as error:
+            self._socket.close()
+            raise NoAnswer(f"the mount at {label} takes no more requests") from error
         except OSError as error:
             self._socket.close()
             raise CmkfsError(f"the mount at {label} cannot be reached: {_reason(error)}") from error
@@ -45,7 +48,7 @@ class Connection:
     def ask(self, op: str, *, seconds: float | None = ANSWER_SECONDS, **arguments: object) -> Fields:
         """Send a request and return its answer. Raises the error that the mount answers.
 
-        `seconds` None waits for as long as the mount lives. Raises CmkfsError if the answer is late.
+        `seconds` None waits for as long as the mount lives. Raises NoAnswer if the answer is late.
         """
         self.send(op, **arguments)
         return self.receive(seconds=seconds)
@@ -58,7 +61,7 @@ class Connection:
             raise CmkfsError(f"the mount at {self._label} does not listen: {_reason(error)}") from error
 
     def receive(self, *, seconds: float | None = ANSWER_SECONDS) -> Fields:
-        """The answer to the oldest request that has none yet."""
+        """The answer to the oldest request that has none yet. Raises NoAnswer if it is late: it may come yet."""
         deadline = None if seconds is None else time.monotonic() + seconds
         while (end := self._unread.find(b"\n")) < 0:
             if len(self._unread) > ANSWER_LIMIT:
@@ -74,7 +77,7 @@ class Connection:
             self._socket.settimeout(None if deadline is None else max(deadline - time.monotonic(), 0.001))
             chunk = self._socket.recv(_CHUNK)
         except TimeoutError as error:
-            raise CmkfsError(f"the mount at {self._label} did not answer within {seconds:g} s") from error
+            raise NoAnswer(f"the mount at {self._label} did not answer within {seconds:g} s") from error
         except OSError as error:
             raise CmkfsError(f"the mount at {self._label} broke off: {_reason(error)}") from error
         if not chunk:

@@ -38,6 +38,11 @@ class Device(Protocol):
 class GuardedDevice(Device, Protocol):
     """A connection that a guardian can be given."""
 
+    @property
+    def cut(self) -> bool:
+        """True if it has ended: unmounted for good, or aborted."""
+        ...
+
     async def start_guardian(self, roster: Roster) -> Guardian:
         """Raises GuardianGone."""
         ...
@@ -92,6 +97,8 @@ class KernelCache:
         while True:
             if self.guardian is not None:
                 await self.guardian.until_gone()
+                if device.cut:
+                    return  # it dropped what was cached, and ended: there is nothing left to guard
                 log.error("the guardian was killed; another one takes its place")
                 gone, self.guardian = self.guardian, None
                 await gone.leave()

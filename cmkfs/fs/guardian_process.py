@@ -11,9 +11,10 @@ Run as `python -I -S guardian_process.py DEVICE ROSTER ORDERS TALK`, four descri
 While the daemon lives it does what it is ordered: invalidate these inodes, send these notifications, in a process
 whose Python the daemon's requests do not slow down. Orders are carried out side by side: none waits for the dirty
 pages of another. When TALK ends without a farewell the daemon is dead: every request is refused from then on, every
-inode is invalidated, and with the end of this process the kernel aborts the connection. It has no key, imports
-nothing of cmkfs, reads no file, and needs no privilege. Source: linux/fuse.h; fs/fuse/dev.c, `fuse_dev_release`,
-`fuse_notify_inval_inode`.
+inode is invalidated, and with the end of this process the kernel aborts the connection. When somebody else aborts it,
+as a lock does with a daemon that hangs, every inode is invalidated too, and this process ends: nothing is left that
+could be read. It has no key, imports nothing of cmkfs, reads no file, and needs no privilege. Source: linux/fuse.h;
+fs/fuse/dev.c, `fuse_dev_release`, `fuse_notify_inval_inode`.
 """
 
 import _thread
@@ -36,6 +37,8 @@ UNIT = 8
 STALLED_SECONDS = 0.05
 """An inode whose dirty pages take longer to be stored does not hold up the others: a further thread goes on."""
 MOST_THREADS = 64
+LOOK_SECONDS = 1.0
+"""How often it is looked whether the connection was aborted: waiting for that would cost a wake-up per request."""
 LAST_SECONDS = 60.0
 """How long the inodes of a dead daemon may take; nobody is left who could hold them up."""
 
@@ -47,6 +50,8 @@ _UNANSWERED = (2, 36, 41, 42)  # FORGET, INTERRUPT, NOTIFY_REPLY, BATCH_FORGET
 _LARGEST_REQUEST = (1 << 21) + (1 << 16)
 _ENOENT, _ENODEV, _ENOTCONN = 2, 19, 107
 _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
+_CUT = 0
+"""The number of the order that nobody gave: the connection was aborted. The daemon's begin at 1."""
 
 
 def inval_inodes(numbers: bytes) -> list[bytes | int]:
@@ -154,35 +159,70 @@ def stand_in(device: int, roster: int) -> None:
     os.write(2, b"guardian: the daemon died; what the kernel had cached was dropped in %.1f ms\n" % took)
 
 
-def serve(device: int, orders: int, talk: int) -> bool:
-    """Carry out orders until the daemon says farewell: True; or ends without one: False."""
-    done, wake = os.pipe()
-    waiting = select.poll()
-    for fd in (talk, done):
-        waiting.register(fd, select.POLLIN)
-    running: dict[int, Order] = {}
-    hurry_at = 0.0
-    while True:
-        ready = dict(waiting.poll(1000 * STALLED_SECONDS if running else None))
-        if talk in ready:
-            message = os.read(talk, 64)
-            if message in (b"", FAREWELL):
-                return message == FAREWELL
-            number, kind, begin, length = ORDER.unpack(message)
-            data = os.pread(orders, length * UNIT, begin * UNIT)
-            running[number] = Order(device, messages(data) if kind == MESSAGES else inval_inodes(data), wake)
-            running[number].further_thread()
-        if done in ready:
-            os.read(done, 4096)
-        for number, order in list(running.items()):
+class Desk:
+    """Where the daemon's orders arrive, and where it is seen that there is nothing left to guard."""
+
+    def __init__(self, device: int, roster: int, orders: int, talk: int) -> None:
+        self._device = device
+        self._roster = roster
+        self._orders = orders
+        self._talk = talk
+        self._done, self._wake = os.pipe()
+        self._running: dict[int, Order] = {}
+        self._look_at = 0.0
+
+    def serve(self) -> bool:
+        """Carry out orders until the daemon says farewell or the connection has ended: True.
+
+        False if the daemon ends without a farewell. Raises OSError if it does so while it is being answered.
+        """
+        waiting = select.poll()
+        for fd in (self._talk, self._done):
+            waiting.register(fd, select.POLLIN)
+        hurry_at, cut = 0.0, False
+        while not cut or self._running:
+            ready = dict(waiting.poll(1000 * (STALLED_SECONDS if self._running else LOOK_SECONDS)))
+            if self._talk in ready:
+                message = os.read(self._talk, 64)
+                if message in (b"", FAREWELL):
+                    return message == FAREWELL
+                self._begin(*ORDER.unpack(message))
+            if self._done in ready:
+                os.read(self._done, 4096)
+            self._answer()
+            now = time.monotonic()
+            if not cut and now >= self._look_at:
+                self._look_at = now + LOOK_SECONDS
+                cut = self._is_cut()
+            if now >= hurry_at:
+                hurry_at = now + STALLED_SECONDS
+                for order in self._running.values():
+                    order.hurry()
+        return True
+
+    def _begin(self, number: int, kind: int, begin: int, length: int) -> None:
+        data = os.pread(self._orders, length * UNIT, begin * UNIT)
+        self._carry_out(number, messages(data) if kind == MESSAGES else inval_inodes(data))
+
+    def _carry_out(self, number: int, items: list[bytes | int]) -> None:
+        self._running[number] = Order(self._device, items, self._wake)
+        self._running[number].further_thread()
+
+    def _answer(self) -> None:
+        for number, order in list(self._running.items()):
             if order.done.acquire(blocking=False):
-                del running[number]
-                os.write(talk, ANSWER.pack(number, order.failed))
-        now = time.monotonic()
-        if now >= hurry_at:
-            hurry_at = now + STALLED_SECONDS
-            for order in running.values():
-                order.hurry()
+                del self._running[number]
+                if number != _CUT:
+                    os.write(self._talk, ANSWER.pack(number, order.failed))
+
+    def _is_cut(self) -> bool:
+        """True once the connection is aborted, also by its unmount; then what was cached is being dropped."""
+        look = select.poll()
+        look.register(self._device, 0)  # POLLERR, which needs no asking for
+        if not look.poll(0):
+            return False
+        self._carry_out(_CUT, inval_inodes(os.pread(self._roster, os.fstat(self._roster).st_size, 0)))
+        return True
 
 
 def give_up_privileges() -> None:
@@ -201,7 +241,7 @@ def main(arguments: list[str]) -> None:
         signal.signal(number, signal.SIG_IGN)
     try:
         os.write(talk, READY)
-        farewell = serve(device, orders, talk)
+        farewell = Desk(device, roster, orders, talk).serve()
     except OSError:  # the daemon died while it was being answered
         farewell = False
     if not farewell:

@@ -99,7 +99,7 @@ GOLDEN = {
     "mount vault mp -o bogus": (2, "cmkfs: mount option 'bogus': unknown; try: cmkfs mount --help"),
     "mount vault mp -o idle=x": (
         2,
-        "cmkfs: mount option 'idle=x': 'x' is not a whole number; try: cmkfs mount --help",
+        "cmkfs: mount option 'idle=x': 'x' is not a number; try: cmkfs mount --help",
     ),
 }
 
