@@ -318,6 +318,10 @@ def _words(expected: str, error: Exception) -> tuple[str, ...]:
 # -- files and trees -------------------------------------------------------------------------------
 
 
+def _knows_nothing(_ino: int, *, length: int) -> None:
+    """A kernel that has cached no page of any inode."""
+
+
 class MountedVector(Harness):
     """A vault that somebody else made, with a token that has the vector's CMKs."""
 
@@ -328,7 +332,7 @@ class MountedVector(Harness):
         # The CMK of the root zone; the harness needs it to have a policy.
         record = ZoneRecord.from_bytes(b64.decode(os.fsencode((MINI_VAULT / "vault" / "cmkfs.zone").readlink())))
         self.cmk = cast(FakeProvider, self.token.elsewhere).describe(record.recipient.version.cmk_id)
-        self.kernel = cast(Any, SimpleNamespace(negotiated=None))
+        self.kernel = cast(Any, SimpleNamespace(negotiated=None, invalidate_inode=_knows_nothing))
 
 
 UNCLOSED = next(vector for vector in load("tree") if vector.name == "unclosed")
