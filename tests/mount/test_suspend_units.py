@@ -9,13 +9,15 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 from children import Who
 from doors import outcome
-from real_mount import OWN_CMK, REPOSITORY, NewMount, RealMount, Site
+from real_mount import OWN_CMK, REPOSITORY, RealMount, Site
 
 from cmkfs.cli.cutoff import SILENCE
 from cmkfs.fs.lockdown import FORGET_SECONDS, STORE_SECONDS
@@ -65,8 +67,21 @@ def run_as_a_service(site: Site, words: list[str], runtime: str, who: Who | None
     return done.stdout
 
 
-def test_roots_mounts_are_locked(new_mount: NewMount) -> None:
-    mounted = new_mount(cmk=OWN_CMK)
+@pytest.fixture
+def roots_mount() -> Iterator[RealMount]:
+    """In a home of its own: all mounts of a home are locked."""
+    with tempfile.TemporaryDirectory(prefix="cmkfs-test-") as top:
+        site = Site(Path(top))
+        site.prepare()
+        mounted = site.mount(site.new_vault(OWN_CMK))
+        try:
+            yield mounted
+        finally:
+            mounted.clear()
+
+
+def test_roots_mounts_are_locked(roots_mount: RealMount) -> None:
+    mounted = roots_mount
     mounted.expected_log = ["lockdown: (un)?locked"]
     (mounted.path / "file").write_bytes(b"stored")
     said = run_as_a_service(mounted.site, command(FOR_ROOT), "/run/cmkfs", None)
