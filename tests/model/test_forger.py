@@ -17,7 +17,7 @@ def forger() -> Iterator[Forger]:
         yield Forger(directory)
 
 
-@pytest.mark.parametrize("first", range(0, 500, 100))
+@pytest.mark.parametrize("first", range(0, 300, 100))
 def test_no_change_gives_a_reader_what_was_not_stored(forger: Forger, first: int) -> None:
     for seed in range(first, first + 100):
         forger.attempt(seed)
@@ -58,7 +58,7 @@ def readers() -> Iterator[Readers]:
         yield made
 
 
-@pytest.mark.parametrize("first", range(0, 150, 50))
+@pytest.mark.parametrize("first", range(0, 100, 50))
 def test_check_finds_each_change_and_repair_ends_clean(forger: Forger, readers: Readers, first: int) -> None:
     outcomes = Counter(check_and_repair(forger, readers, seed) for seed in range(first, first + 50))
     assert outcomes["mended"] > 25

@@ -184,5 +184,5 @@ class OpenFileMachine(RuleBasedStateMachine):
 
 TestOpenFile = OpenFileMachine.TestCase
 TestOpenFile.settings = settings(
-    max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=28, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )

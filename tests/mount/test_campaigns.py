@@ -54,5 +54,5 @@ def test_a_power_cut_loses_nothing_that_was_synced(tmp_path: Path, kind: str) ->
 
 
 def test_a_disk_that_fails_harms_nothing_that_was_stored(tmp_path: Path) -> None:
-    (result,) = run(tmp_path, "faults", "--count", "9", "--seed", "1")
+    (result,) = run(tmp_path, "faults", "--count", "5", "--seed", "1")
     assert int(str(result["tried"])) > 10
