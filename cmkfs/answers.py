@@ -30,7 +30,7 @@ from cmkfs.errors import (
 from cmkfs.format.header import Identity
 from cmkfs.format.recipient import CmkId
 from cmkfs.fs.guard import Bugs
-from cmkfs.fs.inodes import Inode
+from cmkfs.fs.inode import Inode
 from cmkfs.fs.reporting import backing_parts
 from cmkfs.fuse.session import Requests
 from cmkfs.keys.zone import Zone, ZoneState

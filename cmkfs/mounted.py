@@ -17,7 +17,8 @@ from cmkfs.fs.directory import Directories
 from cmkfs.fs.forgetting import KernelCache
 from cmkfs.fs.fusedev import FuseDevice
 from cmkfs.fs.idle import whenever_idle
-from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fs.inode import Inode
+from cmkfs.fs.inodes import InodeTable
 from cmkfs.fs.lockdown import Lockdown, LockReport
 from cmkfs.fs.namespace import Namespace
 from cmkfs.fs.openfile import OpenFile

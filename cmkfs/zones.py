@@ -21,7 +21,8 @@ from cmkfs.errors import (
 )
 from cmkfs.format.vault import ZoneRecord, ZoneRoot
 from cmkfs.fs.directory import Directories, Directory, plain_name
-from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fs.inode import Inode
+from cmkfs.fs.inodes import InodeTable
 from cmkfs.fs.namespace import Namespace
 from cmkfs.fs.vaultdir import VaultDir
 from cmkfs.fs.xattrs import PREFIX

@@ -5,7 +5,8 @@ import stat
 from collections.abc import Mapping
 
 from cmkfs.format.layout import plain_size_at_least, plain_size_of
-from cmkfs.fs.inodes import ROOT_INO, Inode, InodeTable
+from cmkfs.fs.inode import ROOT_INO, Inode
+from cmkfs.fs.inodes import InodeTable
 from cmkfs.fs.keptnames import is_zone_root
 from cmkfs.fs.subdirectories import Subdirectories
 from cmkfs.fs.symlinks import Symlinks

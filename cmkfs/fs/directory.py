@@ -13,7 +13,8 @@ from cmkfs.crypto.zonekeys import MAX_NAME, ZoneKeys, name_hash
 from cmkfs.errors import Damaged
 from cmkfs.format import b64
 from cmkfs.format.vault import ID_SIZE, ZoneRoot
-from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fs.inode import Inode
+from cmkfs.fs.inodes import InodeTable
 from cmkfs.fs.subdirectories import Subdirectories
 from cmkfs.fs.vaultdir import read_zone_record
 from cmkfs.keys.zone import Zone
@@ -106,11 +107,17 @@ class Directories:
         if inode is not self._inodes.root:
             self._check_zone(inode, directory)
         twin = self._living.get(directory.dir_id)
-        if twin is not None and twin is not inode and self._inodes.get(twin.ino) is twin and not twin.removed:
+        if twin is not None and twin is not inode and self._still_has(twin, directory.dir_id):
             raise Damaged("two directories with one id")
         self._living[directory.dir_id] = inode
         inode.directory = directory
         return directory
+
+    def _still_has(self, twin: Inode, dir_id: bytes) -> bool:
+        """Is an inode that had this id still known, and did it not prove to have another one since?"""
+        if twin.removed or self._inodes.get(twin.ino) is not twin:
+            return False
+        return twin.directory is None or twin.directory.dir_id == dir_id
 
     def claim(self, inode: Inode) -> Directory:
         """What a directory says it is: its sealed id authenticates, its place is not looked at. Raises Damaged, …"""

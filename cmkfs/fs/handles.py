@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass, field
 
 from cmkfs.caller import Request
-from cmkfs.fs.inodes import Inode
+from cmkfs.fs.inode import Inode
 from cmkfs.fs.openfile import OpenFile
 from cmkfs.policy import Action
 

@@ -10,103 +10,16 @@ import stat
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NewType
+from weakref import WeakValueDictionary
 
 from cmkfs.errors import Damaged
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.generations import Generations
-from cmkfs.fs.places import Places
+from cmkfs.fs.inode import ROOT_INO, Ino, Inode
 from cmkfs.fs.roster import Roster
-
-if TYPE_CHECKING:
-    from cmkfs.fs.directory import Directory
-    from cmkfs.fs.openfile import OpenFile
-
-Ino = NewType("Ino", int)
-ROOT_INO = Ino(1)
-"""FUSE_ROOT_ID: the number of the mount point, whatever its number in the vault is."""
 
 _NODE_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIR_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-class Inode:
-    """One inode: `places` are the (directory, backing name) pairs it was seen at, the newest last."""
-
-    __slots__ = (
-        "__weakref__",
-        "bare",
-        "dir_fd",
-        "directory",
-        "file",
-        "fmt",
-        "generation",
-        "ino",
-        "lookups",
-        "parent",
-        "pin",
-        "place_in_roster",
-        "places",
-        "removed",
-        "retired",
-        "told_size",
-        "trouble",
-    )
-
-    def __init__(self, ino: Ino, fmt: int, generation: int = 1) -> None:
-        self.ino = ino
-        self.fmt = fmt
-        self.generation = generation
-        self.lookups = 0
-        self.places = Places()
-        self.parent: Inode | None = None
-        """The directory of its newest name, and of its last one when it has none any more."""
-        self.file: OpenFile | None = None
-        self.directory: Directory | None = None
-        self.dir_fd = -1
-        self.pin = -1
-        self.place_in_roster = -1
-        self.removed = False
-        self.retired = False
-        """Somebody lost the use of it: until the kernel has looked it up anew, nothing is given out (`revocation`)."""
-        self.bare = False
-        """True if it is known to have no extended attributes: the kernel asks before the first write to a file."""
-        self.trouble = ""
-        """Why its content could not be read or stored (`troubles`), until it is written anew."""
-        self.told_size: int | None = None
-        """The plain size that the kernel was told of a file that is not open: it never takes another one."""
-
-    @property
-    def is_dir(self) -> bool:
-        """True for a directory."""
-        return self.fmt == stat.S_IFDIR
-
-    @property
-    def gone(self) -> bool:
-        """True if it has no name and the kernel does not know it: what it holds need not be kept.
-
-        Without a name alone it can still be opened: by an open that lost a race, or through /proc/self/fd.
-        """
-        return self.removed and self.lookups <= 0
-
-    def add_place(self, parent: "Inode", name: bytes) -> None:
-        """It is (also) called `name` in `parent`. A directory has one place, another inode as many as it has links."""
-        self.parent = parent
-        if self.is_dir:
-            self.places.replace((parent, name))
-        else:
-            self.places.add((parent, name))
-
-    def drop_place(self, parent: "Inode", name: bytes) -> None:
-        """It is no longer called `name` in `parent`."""
-        self.places.drop((parent, name))
-        self.parent = self.places.newest[0] if self.places else parent
-
-    def __hash__(self) -> int:
-        return hash(self.ino)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
 
 
 class InodeTable:
@@ -122,8 +35,11 @@ class InodeTable:
         self._max_dir_fds = max_dir_fds
         self._generations = Generations()
         self._inodes: dict[Ino, Inode] = {ROOT_INO: self.root}
+        self._dropped: WeakValueDictionary[Ino, Inode] = WeakValueDictionary()
+        """Directories that the kernel has forgotten before something that is in them: the same when they come back,
+        or what is in them would have two places where it has one."""
         self._dir_fds: OrderedDict[Ino, Inode] = OrderedDict()
-        """Also of directories that were dropped, since something that is known is in them."""
+        """Also of directories that were dropped."""
 
     def __len__(self) -> int:
         return len(self._inodes)
@@ -153,7 +69,7 @@ class InodeTable:
                 raise Damaged("an inode changed its type behind the mount's back")
             if inode is not None:
                 self.roster.remove(inode.place_in_roster)
-            inode = self._inodes[ino] = Inode(ino, fmt, self._generations.of(ino))
+            inode = self._inodes[ino] = self._not_known(ino, fmt)
             inode.place_in_roster = self.roster.add(ino)
         elif inode.parent is not None and not inode.places.is_at((parent, name)):
             _check_zones_agree(inode, parent)
@@ -161,11 +77,19 @@ class InodeTable:
         inode.add_place(parent, name)
         return inode
 
+    def _not_known(self, ino: Ino, fmt: int) -> Inode:
+        inode = self._dropped.pop(ino, None)
+        if inode is None or inode.fmt != fmt:
+            return Inode(ino, fmt, self._generations.of(ino))
+        inode.generation, inode.directory, inode.retired = self._generations.of(ino), None, False
+        return inode
+
     def learn_new(self, found: os.stat_result, parent: Inode, name: bytes) -> Inode:
         """The inode of a node that this mount has just made.
 
         If its number is known and nothing holds the node that had it, that one was removed behind the mount's back.
         """
+        self._dropped.pop(Ino(found.st_ino), None)
         stale, lookups = self._inodes.get(Ino(found.st_ino)), 0
         if stale is not None and stale.file is None and stale.pin < 0 and stale.dir_fd < 0:
             lookups = stale.lookups  # the kernel will give them back under the same number
@@ -199,7 +123,7 @@ class InodeTable:
         except OSError:
             os.close(fd)
             raise
-        self._close_dir(inode.ino)  # of one that was dropped, and is known anew
+        self._close_dir(inode.ino)  # of one that was removed behind the mount's back
         inode.dir_fd = fd
         self._dir_fds[inode.ino] = inode
         if len(self._dir_fds) > self._max_dir_fds:
@@ -347,7 +271,7 @@ class InodeTable:
         if inode is not None:
             inode.drop_place(parent, name)
             inode.removed = inode.is_dir or found.st_nlink <= 1
-            if inode.places and inode.pin >= 0:
+            if not inode.removed and inode.places and inode.pin >= 0:
                 os.close(inode.pin)
                 inode.pin = -1
         return inode
@@ -374,6 +298,8 @@ class InodeTable:
         dropped = self._inodes.pop(inode.ino, None)
         if dropped is not None:
             self.roster.remove(dropped.place_in_roster)
+            if inode.is_dir and not inode.removed:
+                self._dropped[inode.ino] = inode
         if self._dir_fds.get(inode.ino) is inode:
             self._close_dir(inode.ino)
         if inode.pin >= 0:

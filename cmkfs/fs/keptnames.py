@@ -13,7 +13,8 @@ import trio
 
 from cmkfs.errors import CmkfsError
 from cmkfs.fs.directory import plain_name
-from cmkfs.fs.inodes import ROOT_INO, Inode, InodeTable
+from cmkfs.fs.inode import ROOT_INO, Inode
+from cmkfs.fs.inodes import InodeTable
 from cmkfs.keys.zone import Zone
 
 _AT_ONCE: Final = 500

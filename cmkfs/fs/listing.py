@@ -12,7 +12,8 @@ from cmkfs.errors import Damaged
 from cmkfs.fs.attributes import Attributes
 from cmkfs.fs.directory import OWN_PREFIX, Directories, plain_name
 from cmkfs.fs.handles import DirHandle
-from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fs.inode import Inode
+from cmkfs.fs.inodes import InodeTable
 from cmkfs.fuse import messages
 
 _BIG_DIRECTORY = 65_536

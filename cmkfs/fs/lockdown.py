@@ -25,7 +25,8 @@ from cmkfs.audit.auditor import Caller
 from cmkfs.errors import CmkfsError, KeyUnavailable, Locked
 from cmkfs.fs.directory import plain_name
 from cmkfs.fs.guardian import nobody_waits
-from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fs.inode import Inode
+from cmkfs.fs.inodes import InodeTable
 from cmkfs.fs.keptnames import names_in_roots
 from cmkfs.fs.operations import Operations
 from cmkfs.fs.settle import Settler

@@ -7,7 +7,7 @@ import time
 
 from cmkfs.caller import Request
 from cmkfs.fs.handles import DirHandle
-from cmkfs.fs.inodes import Inode
+from cmkfs.fs.inode import Inode
 from cmkfs.fs.request_handlers import ANY_ACTION, RequestHandlers
 from cmkfs.fuse.messages import Entry, Listing, Opened
 from cmkfs.policy import Action

@@ -22,7 +22,8 @@ from cmkfs.fs.directory import (
     Directories,
     backing_name,
 )
-from cmkfs.fs.inodes import Ino, Inode, InodeTable
+from cmkfs.fs.inode import Ino, Inode
+from cmkfs.fs.inodes import InodeTable
 from cmkfs.fs.newnodes import NewNodes
 from cmkfs.fs.symlinks import LINKS_DIR, Symlinks
 from cmkfs.keys.pool import random_id

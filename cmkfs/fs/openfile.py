@@ -27,7 +27,7 @@ from cmkfs.format.layout import (
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.backingfile import BackingFile
 from cmkfs.fs.heldkey import HeldKey
-from cmkfs.fs.inodes import Inode
+from cmkfs.fs.inode import Inode
 from cmkfs.fs.rwlock import RWLock
 from cmkfs.fs.slots import SealedClean, Slots, new_header
 from cmkfs.fs.xattrs import has_xattrs

@@ -19,7 +19,8 @@ from cmkfs.format.layout import BLOCK, PAGE, cipher_off
 from cmkfs.format.verdict import Verdict, judge
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.descriptors import leave_some
-from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fs.inode import Inode
+from cmkfs.fs.inodes import InodeTable
 from cmkfs.fs.openfile import OpenFile
 from cmkfs.fs.slots import new_header
 from cmkfs.fs.xattrs import has_xattrs, own_xattrs

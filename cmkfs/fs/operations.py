@@ -11,7 +11,7 @@ import stat
 
 from cmkfs.caller import Request
 from cmkfs.fs.file_requests import FileRequests
-from cmkfs.fs.inodes import ROOT_INO
+from cmkfs.fs.inode import ROOT_INO
 from cmkfs.fs.request_handlers import ANY_ACTION
 from cmkfs.fs.xattr_requests import XattrRequests
 from cmkfs.fuse.messages import Changes, Entry

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from cmkfs.caller import Request
 from cmkfs.fs.acl import ACCESS, DEFAULT, Acl
-from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fs.inode import Inode
+from cmkfs.fs.inodes import InodeTable
 from cmkfs.fs.xattrs import Xattrs
 from cmkfs.keys.policies import supplementary_groups
 from cmkfs.keys.zone import Zone

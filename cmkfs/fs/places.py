@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cmkfs.fs.inodes import Inode
+    from cmkfs.fs.inode import Inode
 
 Place = tuple["Inode", bytes]
 """A directory and the backing name in it."""

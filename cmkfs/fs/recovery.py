@@ -25,7 +25,8 @@ from cmkfs.fs.directory import (
     backing_name,
     plain_name,
 )
-from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fs.inode import Inode
+from cmkfs.fs.inodes import InodeTable
 from cmkfs.fs.opening import FileOpener
 from cmkfs.fs.settle import Settler
 from cmkfs.fs.symlinks import Symlinks

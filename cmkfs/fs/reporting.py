@@ -6,7 +6,8 @@ from cmkfs.caller import Request
 from cmkfs.errors import CmkfsError, Damaged, KeyUnavailable, PolicyDenied
 from cmkfs.fs.directory import Directories, backing_name
 from cmkfs.fs.handles import DirHandle, Handles
-from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fs.inode import Inode
+from cmkfs.fs.inodes import InodeTable
 from cmkfs.fs.openfile import OpenFile
 from cmkfs.keys.keyring import Keyring
 from cmkfs.keys.zone import Zone

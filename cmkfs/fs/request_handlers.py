@@ -13,7 +13,8 @@ from cmkfs.fs.backing import Backing
 from cmkfs.fs.directory import Directories, Directory
 from cmkfs.fs.guard import errno_of
 from cmkfs.fs.handles import Handles
-from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fs.inode import Inode
+from cmkfs.fs.inodes import InodeTable
 from cmkfs.fs.listing import Listing
 from cmkfs.fs.namespace import Namespace
 from cmkfs.fs.opening import FileOpener

@@ -26,7 +26,8 @@ from cmkfs.errors import CmkfsError
 from cmkfs.fs.attributes import Attributes
 from cmkfs.fs.directory import plain_name
 from cmkfs.fs.handles import FileHandle, actions_of
-from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fs.inode import Inode
+from cmkfs.fs.inodes import InodeTable
 from cmkfs.fs.keptnames import is_zone_root
 from cmkfs.fs.operations import Operations
 from cmkfs.keys.keyring import Keyring

@@ -9,7 +9,8 @@ import trio
 
 from cmkfs.caller import Request
 from cmkfs.fs.forgetting import Device
-from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fs.inode import Inode
+from cmkfs.fs.inodes import InodeTable
 from cmkfs.fs.openfile import OpenFile
 from cmkfs.fs.opening import FileOpener
 from cmkfs.fs.permissions import Permissions, in_group

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
-    from cmkfs.fs.inodes import Inode
+    from cmkfs.fs.inode import Inode
 
 _OWN_AND_DOT = 2
 

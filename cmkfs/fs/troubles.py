@@ -7,7 +7,8 @@ able to see which files it was.
 import errno
 
 from cmkfs.errors import Damaged
-from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fs.inode import Inode
+from cmkfs.fs.inodes import InodeTable
 
 _MOST = 256
 """Remembered at most: a disk that fails altogether needs no list."""

@@ -5,7 +5,7 @@ import os
 
 from cmkfs.caller import Request
 from cmkfs.fs.acl import ACL_NAMES
-from cmkfs.fs.inodes import Inode
+from cmkfs.fs.inode import Inode
 from cmkfs.fs.request_handlers import ANY_ACTION, RequestHandlers
 from cmkfs.fs.xattrs import check_name
 from cmkfs.keys.policies import is_admin

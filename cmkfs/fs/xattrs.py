@@ -12,7 +12,8 @@ from cmkfs.errors import Damaged
 from cmkfs.format.vault import ID_SIZE
 from cmkfs.fs.acl import ACL_NAMES
 from cmkfs.fs.directory import Directories
-from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fs.inode import Inode
+from cmkfs.fs.inodes import InodeTable
 from cmkfs.keys.zone import Zone
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from cmkfs.fs.directory import (
     backing_name,
     plain_name,
 )
-from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fs.inode import Inode
+from cmkfs.fs.inodes import InodeTable
 from cmkfs.fs.namespace import Namespace
 from cmkfs.fs.vaultdir import ZONE_RECORD, VaultDir, read_zone_record
 from cmkfs.keys.pool import random_id

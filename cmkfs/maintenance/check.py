@@ -12,7 +12,8 @@ from cmkfs.format import b64
 from cmkfs.format.vault import NO_DIRECTORY, SessionState, VaultFile, ZoneRecord, ZoneRoot
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.directory import OWN_PREFIX, Directories
-from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fs.inode import Inode
+from cmkfs.fs.inodes import InodeTable
 from cmkfs.fs.symlinks import LINKS_DIR, Symlinks
 from cmkfs.fs.vaultdir import (
     SESSION_FILE,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from cmkfs.fs.inodes import Inode
+from cmkfs.fs.inode import Inode
 
 
 class Remedy(StrEnum):

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from cmkfs.errors import Damaged
 from cmkfs.fs.backing import RENAME_NOREPLACE, Backing, rename
-from cmkfs.fs.inodes import Inode
+from cmkfs.fs.inode import Inode
 from cmkfs.fs.vaultdir import OWNER_FILE, check_own_file
 from cmkfs.maintenance.ownnames import LOST_DIR
 

@@ -8,7 +8,7 @@ from cmkfs.errors import CmkfsError, Damaged
 from cmkfs.format.vault import NO_DIRECTORY
 from cmkfs.fs.backing import RENAME_NOREPLACE, rename
 from cmkfs.fs.directory import DIR_ID, OWN_PREFIX, TEMPORARY_PREFIX, Directory, backing_name, plain_name
-from cmkfs.fs.inodes import Inode
+from cmkfs.fs.inode import Inode
 from cmkfs.fs.opening import FileOpener
 from cmkfs.fs.symlinks import LINKS_DIR
 from cmkfs.fs.xattrs import PREFIX, own_xattrs

@@ -5,7 +5,7 @@ from pathlib import PurePath
 
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.directory import DIR_ID, GONE_PREFIX, LONG_PREFIX, OWN_PREFIX, SIDECAR_PREFIX, TEMPORARY_PREFIX
-from cmkfs.fs.inodes import Inode
+from cmkfs.fs.inode import Inode
 from cmkfs.fs.symlinks import LINKS_DIR
 from cmkfs.fs.vaultdir import (
     OWNER_FILE,

@@ -13,7 +13,7 @@ from cmkfs.errors import Damaged
 from cmkfs.format.header import Identity, Slot, State
 from cmkfs.format.layout import BLOCK, PAGE, block_count, block_length
 from cmkfs.format.verdict import judge
-from cmkfs.fs.inodes import Inode
+from cmkfs.fs.inode import Inode
 from cmkfs.fs.opening import FileOpener
 from cmkfs.fs.xattrs import PREFIX, own_xattrs
 from cmkfs.keys.keyring import Keyring

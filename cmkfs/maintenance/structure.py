@@ -13,7 +13,8 @@ from cmkfs.format.header import Identity, State, is_unwritten, peek_slot
 from cmkfs.format.layout import PAGE, plain_size_at_least, plain_size_of
 from cmkfs.format.vault import ID_SIZE
 from cmkfs.fs.directory import DIR_ID, LONG_PREFIX, OWN_PREFIX, SIDECAR_PREFIX
-from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fs.inode import Inode
+from cmkfs.fs.inodes import InodeTable
 from cmkfs.maintenance.findings import Finding, Place, Remedy, Report
 
 

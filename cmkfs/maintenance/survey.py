@@ -16,7 +16,8 @@ from cmkfs.format.layout import PAGE
 from cmkfs.format.vault import ZoneRoot
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.directory import OWN_PREFIX, Directories, Directory, plain_name
-from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fs.inode import Inode
+from cmkfs.fs.inodes import InodeTable
 from cmkfs.fs.symlinks import Symlinks
 from cmkfs.fs.vaultdir import read_zone_record
 from cmkfs.fs.xattrs import PREFIX
@@ -28,8 +29,7 @@ from cmkfs.maintenance.ownnames import OwnNames
 from cmkfs.maintenance.readers import Readers
 from cmkfs.maintenance.structure import check_tree, is_empty
 
-_BATCH = 64
-"""Files whose keys are unwrapped in one turn of the token's thread."""
+_BATCH = 64  # files whose keys are unwrapped in one turn of the token's thread
 
 
 @dataclass(frozen=True, slots=True)

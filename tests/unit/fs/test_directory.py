@@ -13,7 +13,8 @@ from cmkfs.format.recipient import CmkId, CmkVersion, Recipient, Scheme
 from cmkfs.format.vault import ZoneRecord, ZoneRoot
 from cmkfs.fs.backing import Backing
 from cmkfs.fs.directory import Directories, Directory, backing_name, plain_name
-from cmkfs.fs.inodes import Inode, InodeTable
+from cmkfs.fs.inode import Inode
+from cmkfs.fs.inodes import InodeTable
 from cmkfs.keys.zone import Zone
 
 LONG = b"n" * 161

@@ -12,7 +12,8 @@ import pytest
 
 from cmkfs.errors import Damaged
 from cmkfs.fs.backing import Backing
-from cmkfs.fs.inodes import ROOT_INO, Ino, Inode, InodeTable
+from cmkfs.fs.inode import ROOT_INO, Ino, Inode
+from cmkfs.fs.inodes import InodeTable
 
 
 @pytest.fixture
@@ -282,3 +283,50 @@ def test_reach_gives_a_path_to_the_very_inode(table: InodeTable, tmp_path: Path)
         inode = find(table, table.root, name)
         with table.reach(inode) as path:
             assert os.stat(path).st_ino == inode.ino
+
+
+def test_a_directory_that_was_forgotten_before_what_is_in_it_is_the_same_again(
+    table: InodeTable, tmp_path: Path
+) -> None:
+    """The kernel keeps a file whose times it has yet to send; its directory may come and go meanwhile."""
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "file").touch()
+    before = find(table, table.root, b"d")
+    file = find(table, before, b"file")
+    table.forget([(before.ino, 1)])
+    assert table.get(before.ino) is None
+    (tmp_path / "d").rename(tmp_path / "moved")
+    again = find(table, table.root, b"moved")
+    assert again is before
+    assert table.stat(file).st_ino == file.ino  # by the new name of its directory
+    assert find(table, again, b"file") is file
+    assert list(file.places) == [(again, b"file")]
+    found = table.stat(file)
+    table.pin_before_removal(found, table.dir_fd(again), b"file")
+    (tmp_path / "moved" / "file").unlink()
+    table.removed(found, again, b"file")
+    assert table.stat(file).st_ino == file.ino  # SETATTR of its times may still come
+
+
+def test_a_new_directory_is_not_taken_for_one_that_had_its_number(table: InodeTable, tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "file").touch()
+    old = find(table, table.root, b"d")
+    file = find(table, old, b"file")
+    table.forget([(old.ino, 1)])
+    new = table.learn_new(os.stat(tmp_path / "d"), table.root, b"d")
+    assert new is not old
+    assert file.parent is old
+
+
+def test_a_file_without_names_is_reached_whatever_it_was_called(table: InodeTable, tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    os.link(tmp_path / "a", tmp_path / "b")
+    file = find(table, table.root, b"a")
+    assert find(table, table.root, b"b") is file
+    (tmp_path / "b").unlink()  # behind the mount's back
+    found = os.stat(tmp_path / "a")
+    table.pin_before_removal(found, table.dir_fd(table.root), b"a")
+    (tmp_path / "a").unlink()
+    table.removed(found, table.root, b"a")
+    assert table.stat(file).st_ino == file.ino

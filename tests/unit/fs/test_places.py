@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from cmkfs.fs.inodes import Ino, Inode
+from cmkfs.fs.inode import Ino, Inode
 from cmkfs.fs.places import Places
 
 TOPS = [Inode(Ino(number), stat.S_IFDIR) for number in (2, 3)]
