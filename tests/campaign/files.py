@@ -4,6 +4,7 @@ It works until a call fails, and goes on from what is found. What is durable at 
 SIGKILL of the daemon loses nothing that was closed (`Cut.KILL`), a power cut nothing that was fsynced (`Cut.POWER`).
 """
 
+import ctypes
 import errno
 import os
 import random
@@ -16,6 +17,7 @@ from typing import Any
 from model.crash import Oracle, Truncate, Write
 
 BLOCK = 4048
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _LONGEST = 80_000
 _MOST_OPEN = 6
 _MOST_FILES = 24
@@ -70,6 +72,8 @@ class Files:
     names: dict[str, list[Tracked | None]] = field(default_factory=dict)
     """By path, what may be found there; the last is what is there now."""
     directories: set[str] = field(default_factory=set)
+    exchanged: list[tuple[str, str]] = field(default_factory=list)
+    """Names that were exchanged and not changed since, of which before nothing but one state could be found."""
     stamp: int = 0
     steps: int = 0
     doing: str = ""
@@ -102,7 +106,7 @@ class Files:
             + ["change"] * 14
             + ["fsync"] * 4
             + ["close"] * 3
-            + ["replace", "over", "over", "rename"]
+            + ["replace", "over", "over", "rename", "exchange"]
             + ["link", "unlink", "directory", "empty directory"]
         )
         if (word == "create" and len(known) < _MOST_FILES) or not known:
@@ -121,6 +125,8 @@ class Files:
             self._rename_over(top, rng, name, opened)
         elif word == "rename":
             self._rename(top, name, self._new_name(rng), opened)
+        elif word == "exchange" and len(known) > 1:
+            self._exchange(top, name, rng.choice([other for other in known if other != name]), opened)
         elif word == "link" and len(known) < _MOST_FILES:
             self._link(top, name, self._new_name(rng))
         elif word == "unlink":
@@ -143,6 +149,7 @@ class Files:
     def _becomes(self, name: str, file: Tracked | None) -> None:
         """A call that makes `name` mean this begins; until it is durable both may be found."""
         self.names.setdefault(name, [None]).append(file)
+        self.exchanged = [pair for pair in self.exchanged if name not in pair]
 
     def _done(self, *names: str) -> None:
         """Calls on names have returned: a kill does not undo them."""
@@ -176,6 +183,24 @@ class Files:
         self._done(old, new)
         if old in opened:
             opened[new] = opened.pop(old)
+
+    def _exchange(self, top: Path, one: str, other: str, opened: dict[str, int]) -> None:
+        may, might = self.names[one], self.names[other]
+        sure = len(may) == len(might) == 1 and may[-1] is not might[-1]
+        self._becomes(one, might[-1])
+        self._becomes(other, may[-2])
+        if sure:
+            self.exchanged.append((one, other))
+        try:
+            _exchange_of(self.calls)(top / one, top / other)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a filesystem of others that knows no exchange
+                raise
+            del may[-1], might[-1]
+            return
+        self._done(one, other)
+        held = {new: opened.pop(old) for old, new in ((one, other), (other, one)) if old in opened}
+        opened.update(held)
 
     def _rename_over(self, top: Path, rng: random.Random, name: str, opened: dict[str, int]) -> None:
         """As editors and package managers do it: a new file, fsynced, takes the place of the old one."""
@@ -315,11 +340,25 @@ class Files:
                 raise Lost(f"{name} holds what it never held: {_told(found[name], may)} (while: {self.doing})")
         if strange := found.keys() - self.names.keys():
             raise Lost(f"never made: {sorted(strange)}")
+        for one, other in self.exchanged:
+            if numbers[one] == numbers[other]:
+                raise Lost(f"{one} and {other} were exchanged by half (while: {self.doing})")
         kept: dict[int, Tracked] = {}
-        self.names = {}
+        self.names, self.exchanged = {}, []
         for name, content in found.items():
             self.names[name] = [kept.setdefault(numbers[name], Tracked(content, Oracle(content)))]
         self.directories &= directories
+
+
+def _exchange_of(calls: Any) -> Callable[[Path, Path], None]:
+    return calls.exchange if calls is not os else _exchange
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """renameat2(2) with RENAME_EXCHANGE."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE):
+        raise OSError(number := ctypes.get_errno(), os.strerror(number))
 
 
 def _fail(error: OSError) -> None:

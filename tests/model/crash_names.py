@@ -17,7 +17,7 @@ from pathlib import Path
 import trio
 from campaign.files import Cut, Files
 
-from cmkfs.fs.backing import Backing
+from cmkfs.fs.backing import RENAME_EXCHANGE, Backing
 from cmkfs.maintenance.readers import Readers
 
 from .checking import checking
@@ -33,11 +33,12 @@ class ByRule(Backing):
     """A backing of which it is known how it orders names, and whose syncfs is recorded."""
 
     recorder: Recorder | None = None
-    orders_names = True
+    rule = "ordered"
 
     def __init__(self, vault: Path, *, read_only: bool) -> None:
         super().__init__(vault, read_only=read_only)
-        self.kind = replace(self.kind, orders_names=self.orders_names)
+        whole = self.rule == "btrfs"
+        self.kind = replace(self.kind, orders_names=self.rule == "ordered" or whole, only_as_a_whole=whole)
 
     async def sync_whole(self) -> None:
         self.fsyncs += 1
@@ -113,6 +114,12 @@ class Calls:
 
         trio.run(call)
 
+    def exchange(self, one: object, other: object) -> None:
+        async def call() -> None:
+            await self.program.rename(*await self._walk(one), *await self._walk(other), RENAME_EXCHANGE)
+
+        trio.run(call)
+
     def link(self, source: object, target: object) -> None:
         async def call() -> None:
             await self.program.link(await self._ino(source), *await self._walk(target))
@@ -131,7 +138,7 @@ class NamesCampaign:
 
     def __init__(self, directory: Path, rule: str, readers: Readers | None = None) -> None:
         self.rule, self.readers = rule, readers
-        ByRule.orders_names, ByRule.recorder = rule == "ordered", None
+        ByRule.rule, ByRule.recorder = rule, None
         self.harness = Harness(directory, ByRule)
         self.counts: Counter[str] = Counter()
         self._links = 0
@@ -203,7 +210,8 @@ class NamesCampaign:
             if self.readers is not None:
                 trio.run(self._check)
             trio.run(self.harness.mount)
-            judged = replace(files, names={name: list(may) for name, may in files.names.items()})
+            names = {name: list(may) for name, may in files.names.items()}
+            judged = replace(files, names=names, exchanged=list(files.exchanged))
             found, numbers, directories = trio.run(self._look)
             judged.directories = set(files.directories)
             judged.compare(found, numbers, directories)
