@@ -1,4 +1,4 @@
-"""`scripts/bench-audit` in its short form: both parts measure, the second on a real mount, and nothing is left behind."""
+"""`scripts/bench-audit` in its short form: both parts measure, one on a real mount; nothing is left behind."""
 
 import re
 import subprocess
