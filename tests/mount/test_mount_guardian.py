@@ -78,10 +78,13 @@ def test_killed_daemon_leaves_nothing_readable(served: RealMount) -> None:
 
 
 def test_killed_in_the_middle_of_a_lock(served: RealMount) -> None:
-    """Its guardian is writing back dirty pages just then, which nobody stores any more."""
+    """Its guardian is writing back dirty pages just then, which nobody stores any more. What was fsynced is stored."""
     with opened(served.path) as doors, ThreadPoolExecutor(1) as elsewhere:
         (guardian,) = guardians(served)
-        os.pwrite(doors.written, b"d" * (32 << 20), 0)
+        written = os.readlink(f"/proc/self/fd/{doors.written}")
+        os.pwrite(doors.written, b"f" * 100_000, 0)
+        os.fsync(doors.written)
+        os.pwrite(doors.written, b"d" * (32 << 20), 1 << 20)
         locking = elsewhere.submit(served.ask, "lock")
         while outcome(lambda: os.listdir(served.path)) == "ok":
             assert not locking.done()
@@ -93,6 +96,8 @@ def test_killed_in_the_middle_of_a_lock(served: RealMount) -> None:
     served.site.cmkfs("umount", str(served.path))
     served.up()
     assert (served.path / "dir" / "file").read_bytes() == b"s" * SIZE
+    with open(written, "rb") as file:
+        assert file.read(100_000) == b"f" * 100_000
 
 
 def test_a_guardian_that_is_killed_has_a_successor(served: RealMount) -> None:
