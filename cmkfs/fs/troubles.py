@@ -14,6 +14,9 @@ _MOST = 256
 """Remembered at most: a disk that fails altogether needs no list."""
 OF_CONTENT = frozenset({"open", "read", "write", "fsync"})
 """Requests that read or store what is in files."""
+_STORING = frozenset({"write", "fsync"})
+_REFUSED = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT})
+"""What a disk answers that does not take, or give, a page: the kernel has dropped what it wanted to store."""
 
 
 class Troubles:
@@ -25,8 +28,7 @@ class Troubles:
 
     def met(self, event: str, inode: Inode | None, error: Exception) -> None:
         """A request on a file failed; kept if it says that content is damaged or lost."""
-        lost = isinstance(error, Damaged) or (isinstance(error, OSError) and error.errno == errno.EIO)
-        if inode is None or not lost:
+        if inode is None or not _is_loss(event, error):
             return
         if inode not in self._kept and len(self._kept) < _MOST:
             inode.lookups += 1
@@ -40,3 +42,9 @@ class Troubles:
             inode.lookups -= 1
             self._inodes.drop_if_unused(inode)
         return list(self._kept)
+
+
+def _is_loss(event: str, error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _REFUSED if event in _STORING else error.errno == errno.EIO
+    return isinstance(error, Damaged)

@@ -257,7 +257,11 @@ def test_a_full_disk_harms_nothing(disk: Disk, both: SideBySide) -> None:
     with pytest.raises(OSError) as caught:
         _write_and_sync(both.mounted / "full", 400 << 20)
     assert caught.value.errno == errno.ENOSPC
+    (damaged,) = disk.mounted.ask("status")["damaged"]
+    assert damaged["path"] == str((both.mounted / "full").relative_to(disk.mounted.path))
+    assert damaged["why"].endswith("No space left on device")
     os.unlink(both.mounted / "full")
+    assert disk.mounted.ask("status")["damaged"] == []
     assert (both.mounted / "before").read_bytes() == b"b" * 300_000
     disk.mounted.again()
     assert (both.mounted / "before").read_bytes() == b"b" * 300_000
