@@ -10,6 +10,7 @@ import errno
 import os
 import shutil
 import stat
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -267,3 +268,33 @@ def test_a_full_disk_harms_nothing(disk: Disk, both: SideBySide) -> None:
     assert (both.mounted / "before").read_bytes() == b"b" * 300_000
     (both.mounted / "after").write_bytes(b"a" * 300_000)
     assert sorted(os.listdir(both.mounted)) == ["after", "before"]
+
+
+def test_a_quota_harms_nothing(site: Site) -> None:
+    """Of btrfs, whose quotas hold for root, too."""
+    top = Path(tempfile.mkdtemp(prefix="quota", dir=site.top))
+    top.chmod(0o755)
+    try:
+        with loop_disk(top, "btrfs") as where:
+            limited, mountpoint = where / "limited", top / "mnt"
+            mountpoint.mkdir()
+            for words in ("quota enable .", "subvolume create limited", "qgroup limit 30M limited"):
+                subprocess.run(["btrfs", *words.split()], cwd=where, check=True, stdout=subprocess.DEVNULL)
+            site.cmkfs("init", str(limited / "vault"), "--cmk", SHARED_CMK)
+            mounted = RealMount(site, limited / "vault", mountpoint, [])
+
+            try:
+                (mounted.path / "before").write_bytes(b"b" * 300_000)
+                with pytest.raises(OSError) as caught:
+                    _write_and_sync(mounted.path / "full", 60 << 20)
+                assert caught.value.errno == errno.EDQUOT
+                (damaged,) = mounted.ask("status")["damaged"]
+                assert damaged == {"path": "full", "why": "write: Disk quota exceeded"}
+                os.unlink(mounted.path / "full")
+                assert (mounted.path / "before").read_bytes() == b"b" * 300_000
+                mounted.again()
+                assert (mounted.path / "before").read_bytes() == b"b" * 300_000
+            finally:
+                mounted.clear()
+    finally:
+        shutil.rmtree(top)
