@@ -37,6 +37,8 @@ class DirHandle:
     inode: Inode
     request: Request
     entries: list[bytes] = field(default_factory=list)
+    strange: int = 0
+    """Entries of this listing that were met and are no names of the directory."""
 
 
 class Handles:

@@ -5,6 +5,8 @@ import os
 import stat
 import time
 
+import trio
+
 from cmkfs.caller import Request
 from cmkfs.fs.handles import DirHandle
 from cmkfs.fs.inode import Inode
@@ -129,7 +131,11 @@ class NameRequests(RequestHandlers):
             await self._listing.read(handle)
         directory = self._directories.of(handle.inode)
         self._keyring.authorize(directory.zone, handle.request, Action.LIST)
-        self._listing.reply(handle, start_id, listing)
+        position = self._listing.reply(handle, start_id, listing)
+        while position is not None:
+            await trio.lowlevel.checkpoint()
+            self._keyring.authorize(directory.zone, handle.request, Action.LIST)
+            position = self._listing.reply(handle, position, listing)
         return listing
 
     async def releasedir(self, fh: int) -> None:

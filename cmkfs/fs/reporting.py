@@ -15,6 +15,9 @@ from cmkfs.keys.zone import Zone
 _BY_HANDLE = frozenset({"read", "write", "fsync"})
 _BY_DIRECTORY_HANDLE = frozenset({"readdir", "fsyncdir"})
 
+_STRANGE_TOLD = 100
+"""Records of one listing about entries that are no names of the directory; then one says that there are more."""
+
 
 class Reporting:
     """Finds the facts of a request that failed. `used` is on the way of each open, the rest is not."""
@@ -49,8 +52,13 @@ class Reporting:
 
     def damaged_entry(self, handle: DirHandle, entry: bytes, error: Damaged) -> None:
         """A listing met an entry that is no name of its directory."""
-        path = "/".join([*backing_parts(handle.inode), os.fsdecode(entry)])
-        self._keyring.audit.refused("readdir", error, caller=handle.request, zone=self._zone(handle.inode), path=path)
+        parts = [*backing_parts(handle.inode), os.fsdecode(entry)]
+        if handle.strange > _STRANGE_TOLD:
+            if handle.strange > _STRANGE_TOLD + 1:
+                return
+            error, parts = Damaged("more entries that are no names of this directory"), parts[:-1]
+        zone = self._zone(handle.inode)
+        self._keyring.audit.refused("readdir", error, caller=handle.request, zone=zone, path="/".join(parts))
 
     def met(self, event: str, args: tuple[object, ...]) -> tuple[Inode | None, Request | None]:
         """The inode that a request is about, and who asks: for what goes by handle, who opened it."""

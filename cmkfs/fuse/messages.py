@@ -146,6 +146,11 @@ class Listing:
         self._length += len(whole)
         return True
 
+    @property
+    def count(self) -> int:
+        """How many entries there are."""
+        return len(self._parts)
+
     def to_bytes(self) -> bytes:
         """All entries, `fuse_dirent` or `fuse_direntplus`."""
         return b"".join(self._parts)

@@ -172,12 +172,17 @@ class Program:
         found: dict[bytes, Entry] = {}
         with errnos():
             opened = await self.operations.opendir(ino, self.request)
+            given: list[tuple[bytes, Entry]] = []
             try:
                 listing = Entries()
                 await self.operations.readdir(opened.fh, 0, listing)
+                while listing.found:  # the kernel, too, asks until nothing comes
+                    given += listing.found
+                    position, listing = listing.next_offset, Entries()
+                    await self.operations.readdir(opened.fh, position, listing)
             finally:
                 await self.operations.releasedir(opened.fh)
-        for name, entry in listing.found:
+        for name, entry in given:
             assert name not in found
             found[name] = entry
             if name not in (b".", b".."):
@@ -317,9 +322,11 @@ class Entries(Listing):
     def __init__(self) -> None:
         super().__init__(1 << 30, plus=True)
         self.found: list[tuple[bytes, Entry]] = []
+        self.next_offset = 0
 
     def add(self, name: bytes, entry: Entry, next_offset: int) -> bool:
         self.found.append((name, entry))
+        self.next_offset = next_offset
         return super().add(name, entry, next_offset)
 
 

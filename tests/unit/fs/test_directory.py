@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import trio
 from model.harness import ROOT, Harness
 
 from cmkfs.crypto.kdf import commitment
@@ -250,3 +251,24 @@ def test_a_directory_of_one_zone_in_the_place_of_another_is_damage(
     tree = Tree(tmp_path, below)
     with pytest.raises(Damaged):
         tree.directories(*([listed] if listed else [])).of(tree.below)
+
+
+async def test_a_listing_that_passes_over_much_lets_others_in_between(mounted: Harness) -> None:
+    """Whoever may write to the vault can put any number of entries into a directory that are no names of it."""
+    one = await mounted.program.mkdir(ROOT, b"one")
+    await mounted.program.save(one, b"file", b"")
+    for number in range(2_200):
+        (path_of(mounted, b"one") / f"strange{number}").touch()
+    turns = 0
+
+    async def another() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(another)
+        assert set(await mounted.program.entries(one)) == {b".", b"..", b"file"}
+        nursery.cancel_scope.cancel()
+    assert turns >= 3
