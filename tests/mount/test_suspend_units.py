@@ -5,38 +5,23 @@ the test's mounts; with the environment that systemd gives a service, which is n
 """
 
 import os
-import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 from children import Who
 from doors import outcome
 from real_mount import OWN_CMK, REPOSITORY, RealMount, Site
+from systemd_units import UNITS, command, unit
 
 from cmkfs.cli.cutoff import SILENCE
 from cmkfs.fs.lockdown import FORGET_SECONDS, STORE_SECONDS
 
-UNITS = REPOSITORY / "scripts" / "systemd"
 FOR_ROOT, FOR_A_USER = "cmkfs-lock-on-suspend.service", "cmkfs-lock-on-suspend@.service"
-
-
-def unit(name: str) -> ConfigParser:
-    parser = ConfigParser(interpolation=None, delimiters=("=",), comment_prefixes=("#",), strict=True)
-    parser.optionxform = str  # type: ignore[assignment,method-assign]  # names of directives are told by their case
-    parser.read_string((UNITS / name).read_text())
-    return parser
-
-
-def command(name: str, instance: str = "") -> list[str]:
-    """What systemd executes. Source: systemd.service(5), "COMMAND LINES"; systemd.unit(5), "SPECIFIERS"."""
-    line = unit(name)["Service"]["ExecStart"].replace("%i", instance).replace("%%", "%")
-    return [word.replace("$$", "$") for word in shlex.split(line)]
 
 
 def run_as_a_service(site: Site, words: list[str], runtime: str, who: Who | None) -> str:
