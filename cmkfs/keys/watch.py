@@ -17,6 +17,7 @@ from cmkfs.errors import (
     ConfigError,
     Disabled,
     KeyUnavailable,
+    PinRefused,
     Revoked,
     Tampered,
     TokenUnavailable,
@@ -208,6 +209,9 @@ class CmkWatch:
         with trio.move_on_after(self._grace_left() or math.inf):
             try:
                 await self._token.recover()
+            except PinRefused as failure:
+                await self._needs_another_pin(failure)
+                return False
             except CmkfsError as failure:
                 log.debug("the token is not back: %s", failure)
                 return False
@@ -216,6 +220,14 @@ class CmkWatch:
                 return False
             return True
         return False
+
+    async def _needs_another_pin(self, failure: PinRefused) -> None:
+        """Such an outage does not end by itself, and whoever looks why the zones are locked must see that."""
+        self._token.outage = str(failure)
+        if isinstance(self.refusal, TokenUnavailable) and str(failure) not in str(self.refusal):
+            hint = "unmount, and mount with the PIN that the token has now"
+            self.refusal = TokenUnavailable(f"{self.refusal}: {failure}", hint=hint)
+            await self._lock(self.refusal)
 
     async def _answered(self) -> None:
         """Unlock what a refusal has locked."""
