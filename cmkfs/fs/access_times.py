@@ -8,9 +8,8 @@ import os
 import time
 from functools import partial
 
-import trio
-
 from cmkfs.fs.backing import Backing
+from cmkfs.fs.diskthread import in_thread
 from cmkfs.fs.forgetting import Device
 from cmkfs.fs.openfile import OpenFile
 from cmkfs.fuse.messages import KEEP_CACHE
@@ -44,7 +43,7 @@ class AccessTimes:
             return 0
         if self._device is not None:
             again = partial(self._device.invalidate_inode, file.inode.ino, length=_FIRST_PAGE)
-            await trio.to_thread.run_sync(again)
+            await in_thread(again)
         return KEEP_CACHE
 
     def _is_due(self, file: OpenFile) -> bool:

@@ -16,6 +16,7 @@ import trio
 
 from cmkfs.errors import UsageError
 from cmkfs.format.layout import PAGE
+from cmkfs.fs.diskthread import in_thread
 from cmkfs.fs.newdirs import NewDirectories
 from cmkfs.looking import look_for
 
@@ -170,7 +171,7 @@ class Backing:
             data = await look_for(partial(self.read, fd, length, cipher_off), _DISK_SECONDS)
         if data is not None:
             return data
-        return await trio.to_thread.run_sync(self.read_blocking, fd, length, cipher_off)
+        return await in_thread(self.read_blocking, fd, length, cipher_off)
 
     def read_blocking(self, fd: int, length: int, cipher_off: int) -> bytes:
         """`length` bytes, fewer only at the end of the file. Waits for the disk."""
@@ -270,13 +271,13 @@ class Backing:
 
     async def _fsync(self, fd: int) -> None:
         self.fsyncs += 1
-        await trio.to_thread.run_sync(os.fsync, fd)
+        await in_thread(os.fsync, fd)
 
     async def sync_whole(self) -> None:
         """syncfs(2) on the descriptor that is kept for the life of the mount, so that no error is missed."""
         self.fsyncs += 1
         try:
-            await trio.to_thread.run_sync(lambda: _check(_libc.syncfs(self.root_fd)))
+            await in_thread(lambda: _check(_libc.syncfs(self.root_fd)))
         except OSError as error:
             self.failed = self.failed or error
             raise

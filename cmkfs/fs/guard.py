@@ -22,6 +22,9 @@ def errno_of(name: str, error: Exception) -> int:
     """What the kernel is told when the handler `name` raised. Never raises."""
     if isinstance(error, OSError) and error.errno is not None:
         return errno.ENFILE if error.errno == errno.EMFILE else error.errno  # its own limit is not the program's
+    if isinstance(error, MemoryError):
+        log.error("%s: out of memory", name)
+        return errno.ENOMEM
     if isinstance(error, CmkfsError):
         if isinstance(error, Damaged):
             log.error("%s: %s", name, error)

@@ -6,11 +6,10 @@ An entry that is there all the time is in the listing exactly once, whatever els
 import os
 from collections.abc import Callable
 
-import trio
-
 from cmkfs.errors import Damaged
 from cmkfs.fs.attributes import Attributes
 from cmkfs.fs.directory import OWN_PREFIX, Directories, plain_name
+from cmkfs.fs.diskthread import in_thread
 from cmkfs.fs.handles import DirHandle
 from cmkfs.fs.inode import Inode
 from cmkfs.fs.inodes import InodeTable
@@ -47,7 +46,7 @@ class Listing:
             if os.fstat(fd).st_size < _BIG_DIRECTORY:
                 listed = os.listdir(fd)
             else:
-                listed = await trio.to_thread.run_sync(os.listdir, fd)
+                listed = await in_thread(os.listdir, fd)
             entries = [os.fsencode(name) for name in listed]
             # Names are opened when they are given out: all at once would hold up everybody else, and a lock
             # would leave them in memory.

@@ -133,11 +133,12 @@ class Session:
     # -- Workers -----------------------------------------------------------------------------------
 
     def _add_worker(self) -> None:
-        self._workers += 1
-        self._nursery.start_soon(self._work)
-
-    async def _work(self) -> None:
+        """Raises OSError if there is no memory for its buffer."""
         buffer = mmap(-1, _BUFFER_BYTES)  # not a bytearray: memory that no request needed is never touched
+        self._workers += 1
+        self._nursery.start_soon(self._work, buffer)
+
+    async def _work(self, buffer: mmap) -> None:
         message = memoryview(buffer)
         try:
             while await self._may_read():
@@ -163,7 +164,10 @@ class Session:
         if self._idle:
             self._idle.unpark()
         elif self._workers < self._most:
-            self._add_worker()
+            try:
+                self._add_worker()
+            except OSError as error:
+                log.error("no further request is read until one is answered: %s", error.strerror)
 
     async def _read_on(self, buffer: mmap, message: memoryview) -> _Suspended | None:
         """Serve one request after the other; gives the first one whose handler waits, None at the end."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from real_mount import RealMount
 
+MANY = 10_000
 ROOM = 200
 """Descriptors that the daemon may open beyond those that it has."""
 
@@ -69,3 +70,30 @@ def test_no_more_files_can_be_opened_and_all_else_goes_on(own_mount: RealMount, 
             own_mount.ask("status")
         assert os.pread(again[0], 7, 0) == b"content"
         os.close(again[0])
+
+
+def test_ten_thousand_files_are_open_at_once(own_mount: RealMount) -> None:
+    """Each can be read and written; a lock refuses all of them, and stores what was written."""
+    own_mount.expected_log = ["lockdown: "]
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    opened: list[int] = []
+    try:
+        for number in range(MANY):
+            opened.append(os.open(own_mount.path / f"{number}", os.O_RDWR | os.O_CREAT | os.O_EXCL))
+            os.write(opened[-1], b"%d" % number)
+        assert own_mount.ask("status")["open_files"] == MANY
+        for number in range(0, MANY, 97):
+            assert os.pread(opened[number], 10, 0) == b"%d" % number
+        own_mount.ask("lock")
+        for number in (0, MANY // 2, MANY - 1):
+            with pytest.raises(OSError) as caught:
+                os.pread(opened[number], 10, 0)
+            assert caught.value.errno == errno.ENOKEY
+        own_mount.ask("unlock")
+        for number in range(0, MANY, 97):
+            assert os.pread(opened[number], 10, 0) == b"%d" % number
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
