@@ -257,7 +257,7 @@ async def test_a_listing_that_passes_over_much_lets_others_in_between(mounted: H
     """Whoever may write to the vault can put any number of entries into a directory that are no names of it."""
     one = await mounted.program.mkdir(ROOT, b"one")
     await mounted.program.save(one, b"file", b"")
-    for number in range(2_200):
+    for number in range(4_200):
         (path_of(mounted, b"one") / f"strange{number}").touch()
     turns = 0
 
