@@ -53,7 +53,7 @@ def test_a_daemon_without_memory_refuses_and_lives_on(new_mount: NewMount) -> No
         except OSError as error:
             errors[error.errno] += 1
 
-    for more in (2 * MIB, -64 * MIB):
+    for more in (-64 * MIB, 2 * MIB):
         with no_more_memory(mounted.pid, more):
             threads = [threading.Thread(target=use, args=(part,)) for part in range(8)]
             for thread in threads:
