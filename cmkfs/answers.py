@@ -31,6 +31,7 @@ from cmkfs.format.header import Identity
 from cmkfs.format.recipient import CmkId
 from cmkfs.fs.guard import Bugs
 from cmkfs.fs.inode import Inode
+from cmkfs.fs.kernel_mount import mounted_at
 from cmkfs.fs.reporting import backing_parts
 from cmkfs.fuse.session import Requests
 from cmkfs.keys.zone import Zone, ZoneState
@@ -95,6 +96,9 @@ class ControlAnswers:
             zone.locked_by_operator = True
         why = Locked(f"{_name(asker)} locked the zone", hint=f"cmkfs unlock {self._mounted.mountpoint}")
         report = await self._mounted.locks.lock(zones, why, drop_dirty=bool(arguments.get("now")), by=asker)
+        for zone in zones:
+            if zone.state is ZoneState.LOCKED and not isinstance(zone.refusal(), Locked):
+                zone.explain(why)  # of all reasons the one that only an unlock ends
         if refusal is not None:
             raise refusal
         return {
@@ -103,6 +107,7 @@ class ControlAnswers:
             "stored_bytes": report.stored_bytes,
             "dropped_bytes": report.dropped_bytes,
             "open": [{"uid": by.uid, "pid": by.pid, "path": by.path} for by in report.open],
+            "not_recorded": self._audit_failure(),
         }
 
     def _allowed(self, zones: list[Zone], by: Peer | None, action: Action) -> tuple[list[Zone], PolicyDenied | None]:
@@ -189,6 +194,7 @@ class ControlAnswers:
             "host": socket.gethostname(),
             # The root zone's: without it no path leads anywhere. Of the others `zones` tells.
             "state": self._state([self._mounted.root_zone]),
+            "detached": mounted_at(os.fsencode(self._mounted.mountpoint)) is None,
             "read_only": self._mounted.backing.read_only,
             "zones": [self._zone_facts(zone) for zone in zones],
             "leases": self._mounted.keyring.leases,
@@ -203,7 +209,7 @@ class ControlAnswers:
             "requests_by_kind": dict(Requests.by_kind),
             "bugs": Bugs.count,
             "token": token,
-            "audit": self._audit_facts(),
+            "audit": None if self._audit is None else self._audit.facts(),
             "recovered": None if self._mounted.recovered is None else self._mounted.recovered.facts(),
             "stable_pages": "device" if self._mounted.backing.kind.waits_by_itself else "waited",
             "warnings": [*self._mounted.warnings(), *self._audit_warnings()],
@@ -297,22 +303,12 @@ class ControlAnswers:
             raise NotFound("this mount has no audit log")
         return asdict(self._audit.head())
 
-    def _audit_facts(self) -> Fields | None:
-        if self._audit is None:
-            return None
-        recorder = self._audit.recorder
-        failure = recorder.failure
-        return {
-            "log": str(self._audit.file.path),
-            "records": self._audit.file.seq,
-            "failure": None if failure is None else (failure.strerror or str(failure)),
-            "waiting": recorder.waiting,
-            "lost": recorder.lost,
-        }
-
     def _audit_warnings(self) -> list[str]:
-        failure = self._audit.recorder.failure if self._audit is not None else None
-        return [] if failure is None else [f"the audit log cannot be written: {failure.strerror or failure}"]
+        failure = self._audit_failure()
+        return [] if failure is None else [f"the audit log cannot be written: {failure}"]
+
+    def _audit_failure(self) -> str | None:
+        return None if self._audit is None else self._audit.failure
 
     async def _token_facts(self) -> Fields:
         healthy = all(watch.healthy for watch in self._mounted.watches.values())

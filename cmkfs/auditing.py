@@ -115,6 +115,18 @@ class MountAudit:
         """Where the log ends now, the counts of what is being folded apart."""
         return self.file.head(self.place, self._settings.fingerprint())
 
+    @property
+    def failure(self) -> str | None:
+        """Why the log cannot be written; None if it can."""
+        failure = self.recorder.failure
+        return None if failure is None else failure.strerror or str(failure)
+
+    def facts(self) -> dict[str, object]:
+        """What `status` tells of the log."""
+        waiting, lost = self.recorder.waiting, self.recorder.lost
+        log, records = str(self.file.path), self.file.seq
+        return {"log": log, "records": records, "failure": self.failure, "waiting": waiting, "lost": lost}
+
     async def run(self) -> None:
         """Background task: nothing while there are no records; else look, and write checkpoints."""
         while True:

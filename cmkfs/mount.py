@@ -225,6 +225,8 @@ async def _until_unmounted(
                     outcome = "done" if clean else "failed"
                     audit.recorder.changed("umount", outcome=outcome, zone=mounted.root_zone)
                 await audit.close()
+                if unwritten := audit.recorder.waiting + audit.recorder.lost:
+                    result["error"] = result["error"] or f"{unwritten} audit records could not be written, and are lost"
                 ownership.release(clean=clean)  # before anybody is told: they may mount again at once
                 await server.finish(result)
     return clean

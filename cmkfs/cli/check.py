@@ -136,7 +136,7 @@ def _lines(report: Report, actions: list[Action] | None) -> list[str]:
     lines += [finding.line for finding in report.damage[:_SHOWN]]
     if len(report.damage) > _SHOWN:
         lines.append(f"… and {len(report.damage) - _SHOWN} more (--json)")
-    lines += [f"only the structure was checked: {why}" for why in report.locked]
+    lines += [f"only the structure was checked where the key is away: {why}" for why in report.locked]
     if report.recovery_pending:
         lines.append("the last session was not closed; the next mount recovers it, which is no damage")
     lines += [f"note: {finding.line}" for finding in report.notes[:_SHOWN]]

@@ -38,6 +38,13 @@ def lock(mountpoint: Path | None, name: str | None, every: bool, now: bool, as_j
         entries, lambda entry: ask_or_cut_off(entry, "lock", seconds=SECONDS, silence=silence, now=now, cmk=name)
     )
     codes = [_print(answers, _locked_lines, as_json)]
+    for entry, answer in answers:
+        if not isinstance(answer, CmkfsError) and answer.get("not_recorded"):
+            complain(
+                f"{entry.label}: the lock is in force, but not recorded yet: {answer['not_recorded']}",
+                hint=f"make room for the audit log before {entry.label} is unmounted",
+            )
+            codes.append(EXIT_FAILED)
     cut = [entry.label for entry, answer in answers if not isinstance(answer, CmkfsError) and answer.get("cut_off")]
     if cut:
         codes.append(record_cut_offs(Home.from_environment(), cut))

@@ -11,11 +11,12 @@ from cmkfs.cli.progress import shown
 from cmkfs.config import MountOptions
 from cmkfs.control import client, registry
 from cmkfs.control.registry import Entry
-from cmkfs.errors import Busy, CmkfsError, MountFailed, NotAVault, NotFound, UsageError
+from cmkfs.errors import Busy, CmkfsError, Damaged, MountFailed, NotAVault, NotFound, UsageError
 from cmkfs.fs import kernel_mount
 from cmkfs.home import Home
 
 VAULT_FILE = "cmkfs.vault"
+SPARE_FILE = "cmkfs.spare"
 FUSE_CONF = Path("/etc/fuse.conf")
 END_SECONDS = 10.0
 """How long to wait for a mount that was unmounted a moment ago; one that was detached in use may never end."""
@@ -57,6 +58,8 @@ def existing_vault(path: Path) -> Path:
     if not path.exists():
         raise NotFound(f"{path} does not exist", hint="cmkfs init VAULT --cmk NAME")
     if not (path / VAULT_FILE).is_file():
+        if (path / SPARE_FILE).is_file():
+            raise Damaged(f"{path} has lost its {VAULT_FILE}", hint=f"cmkfs check {path} --repair")
         raise NotAVault(f"{path} is not a vault: it has no {VAULT_FILE}")
     return path.resolve()
 
@@ -76,6 +79,8 @@ def _require_not_mounted(home: Home, where: str) -> None:
         entry = _once_ended(home, where, entry)
     if entry is not None and entry.alive:
         by = f" (vault {entry.record.vault}, pid {entry.record.pid})" if entry.record else ""
+        if not is_mounted(where):
+            raise Busy(f"{where} was detached, and programs still use what they had open there{by}", hint="end them")
         raise Busy(f"{where} is already mounted{by}", hint=f"cmkfs umount {where}")
     if is_mounted(where):
         if not kernel_mount.clear_dead_mount(Path(where)):

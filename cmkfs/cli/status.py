@@ -11,7 +11,7 @@ from cmkfs.cli.options import PATH, Command, json_option
 from cmkfs.cli.output import complain, facts
 from cmkfs.control import client
 from cmkfs.control.protocol import Fields
-from cmkfs.errors import EXIT_FAILED, EXIT_KEY, CmkfsError
+from cmkfs.errors import EXIT_FAILED, EXIT_KEY, EXIT_NOT_FOUND, CmkfsError
 from cmkfs.home import Home
 
 SECONDS = 10.0
@@ -23,12 +23,14 @@ SECONDS = 10.0
 def status(mountpoint: Path | None, as_json: bool) -> int:
     """Show mounts, zones, states of CMKs, leases, open files, dirty bytes, health of the token.
 
-    For one MOUNTPOINT: exit 0 serving, 4 locked or disabled, 7 not mounted, 1 dead.
+    For one MOUNTPOINT: exit 0 serving, 4 locked or disabled, 7 not mounted or detached, 1 dead.
     """
     home = Home.from_environment()
     if mountpoint is not None:
-        answer = client.ask(live_at(home, mountpoint), "status", seconds=SECONDS)
+        answer = _as_seen(client.ask(live_at(home, mountpoint), "status", seconds=SECONDS))
         facts(answer, _lines(answer), as_json=as_json)
+        if answer.get("state") == "detached":
+            return EXIT_NOT_FOUND
         return 0 if answer.get("state") == "serving" else EXIT_KEY
     return _all(home, as_json)
 
@@ -44,13 +46,18 @@ def _all(home: Home, as_json: bool) -> int:
             documents.append({"mountpoint": entry.label, "state": "unknown", "error": str(answer)})
             complain(str(answer), hint=answer.next_step)
         else:
-            documents.append(answer)
-            lines += _lines(answer)
+            documents.append(_as_seen(answer))
+            lines += _lines(documents[-1])
     for entry in dead:
         documents.append({"mountpoint": entry.label, "state": "dead"})
         complain(f"the mount at {entry.label} is dead: its daemon is gone", hint=f"cmkfs umount {entry.label}")
     facts({"mounts": documents}, lines, as_json=as_json)
     return EXIT_FAILED if failed else 0
+
+
+def _as_seen(answer: Fields) -> Fields:
+    """A mount that was detached serves on what is open; at its place there is another directory now."""
+    return {**answer, "state": "detached"} if answer.get("detached") else answer
 
 
 def _lines(answer: Fields) -> list[str]:

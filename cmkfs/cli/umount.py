@@ -17,12 +17,14 @@ from cmkfs.cli.progress import shown
 from cmkfs.control import client, registry
 from cmkfs.control.protocol import Fields
 from cmkfs.control.registry import Entry
-from cmkfs.errors import EXIT_FAILED, Busy, CmkfsError, NotFound, UsageError
+from cmkfs.errors import EXIT_FAILED, Busy, CmkfsError, NoAnswer, NotFound, UsageError
 from cmkfs.fs import kernel_mount
 from cmkfs.home import Home
 
 GONE_SECONDS = 10.0
 """How long to wait for the process itself, once it has said that everything is stored."""
+LOOK_SECONDS = 1.0
+"""How often to look whether the daemon of a detached mount still has something to store."""
 
 
 @click.command(cls=Command, epilog="Example: cmkfs umount /mnt/finance")
@@ -60,8 +62,7 @@ def _clear_dead(home: Home, where: str, entry: Entry | None) -> str:
 
 def _not_mounted(home: Home, where: str, entry: Entry | None, *, wait: bool) -> tuple[str, int]:
     if entry is not None and entry.alive:
-        # Somebody else has unmounted it, and its daemon is still storing.
-        return _after_unmount(where, client.ask_to_say_when_ended(entry), wait=wait)
+        return _end_of_detached(where, entry, wait=wait)
     if not os.path.lexists(where):
         raise NotFound(f"{where} does not exist", hint="cmkfs status")
     other = kernel_mount.mounted_at(os.fsencode(where))
@@ -71,6 +72,30 @@ def _not_mounted(home: Home, where: str, entry: Entry | None, *, wait: bool) -> 
     if entry is not None:
         registry.clear(home, entry)
     return f"{where} is not mounted", 0
+
+
+def _end_of_detached(where: str, entry: Entry, *, wait: bool) -> tuple[str, int]:
+    """Somebody else has unmounted it: its daemon is storing, or serves what is still open. Raises Busy."""
+    with client.ask_to_say_when_ended(entry) as farewell, _until_gone(entry), shown(lambda: _left(entry)):
+        while wait:
+            try:
+                return _told(where, farewell.receive(seconds=LOOK_SECONDS))
+            except NoAnswer:
+                _require_unused(where, entry)
+    return f"{where} is not mounted", 0
+
+
+def _require_unused(where: str, entry: Entry) -> None:
+    try:
+        answer = client.ask(entry, "status", seconds=LOOK_SECONDS)
+    except CmkfsError:
+        return  # its socket goes first when the mount ends
+    if not answer.get("dirty_files"):
+        pid = entry.record.pid if entry.record else "?"
+        raise Busy(
+            f"{where} was detached, and programs still use what they had open there ({answer.get('open_files')} files)",
+            hint=f"end them: the daemon (pid {pid}) ends with the last of them, and everything is stored",
+        )
 
 
 def _unmount(where: str, entry: Entry | None) -> tuple[str, int]:
@@ -86,7 +111,7 @@ def _unmount(where: str, entry: Entry | None) -> tuple[str, int]:
             kernel_mount.unmount(os.fsencode(where))
         except Busy as error:
             raise _held(where) from error
-        return _after_unmount(where, farewell, wait=True)
+        return _told(where, farewell.receive(seconds=None))
 
 
 @contextmanager
@@ -110,11 +135,7 @@ def _pidfd(entry: Entry) -> int | None:
         return None
 
 
-def _after_unmount(where: str, farewell: client.Connection, *, wait: bool) -> tuple[str, int]:
-    with farewell:
-        if not wait:
-            return f"{where} is not mounted", 0
-        result = farewell.receive(seconds=None)
+def _told(where: str, result: Fields) -> tuple[str, int]:
     unsaved = [str(path) for path in cast(list[object], result.get("unsaved") or [])]
     for path in unsaved:
         complain(f"{path} could not be stored", hint="see the log of the mount")

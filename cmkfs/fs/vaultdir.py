@@ -38,6 +38,10 @@ def read_vault_file(vault: Path) -> VaultFile:
     """The description of a vault. Raises NotAVault, UnknownFormat, Damaged."""
     try:
         return VaultFile.from_bytes(_read_file(vault / VAULT_FILE, _LARGEST_VAULT_FILE))
+    except NotAVault as error:
+        if (vault / SPARE_FILE).is_file():
+            raise Damaged(str(error), hint=f"cmkfs check {vault} --repair") from error
+        raise
     except (FileNotFoundError, NotADirectoryError):
         raise NotAVault(f"{vault} is not a vault") from None
     except OSError as error:
@@ -144,8 +148,10 @@ class VaultDir:
     def _read(self, name: str) -> bytes:
         try:
             return _read_file(name, _LARGEST_RECORD, dir_fd=self._backing.root_fd)
+        except FileNotFoundError as error:
+            raise Damaged(f"the vault has no {name}", hint="cmkfs check VAULT --repair") from error
         except OSError as error:
-            raise Damaged(f"the vault has no {name}") from error
+            raise Damaged(f"the vault's {name} cannot be read: {error.strerror}") from error
 
 
 def read_own_file(backing: Backing, name: str) -> bytes:

@@ -1,5 +1,6 @@
 """Making a vault: the one place that writes `cmkfs.vault` (docs/format.md, sections 2 to 6 and 9)."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -62,6 +63,8 @@ def _check_backing(path: Path) -> None:
     try:
         probe.symlink_to("x" * 1000)
     except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENAMETOOLONG):  # symlink(2)
+            raise
         raise UsageError(f"{path} lies on a filesystem that cannot hold symlinks: {error.strerror}") from error
     folded = (path / "cmkfs.tmp.pROBE").is_symlink()
     probe.unlink()

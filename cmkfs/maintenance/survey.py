@@ -84,8 +84,7 @@ class Survey:
         self._own = OwnNames(vault.backing, report, recovering=vault.recovering)
         self._file_ids: dict[bytes, int] = {}
         self._seen: set[int] = set()
-        self._good: set[tuple[int, int, int]] = set()
-        self._bad: set[tuple[int, int, int]] = set()
+        self._good, self._bad = set[tuple[int, int, int]](), set[tuple[int, int, int]]()
         self._zone_places: set[Inode] = set()
         self._given_up: set[Inode] = set()
         self._batch: list[Opened] = []
@@ -120,9 +119,10 @@ class Survey:
             if directory is not None:
                 self._attributes(fd, directory.zone, directory.dir_id, place)
             self._own.look(inode, fd, set(entries), path, is_zone_root=self._is_zone_root(inode, directory))
-            for entry in entries:
-                if not entry.startswith(OWN_PREFIX):
-                    await self._entry(inode, fd, entry, directory, path)
+            with vault.inodes.permitted(inode):
+                for entry in entries:
+                    if not entry.startswith(OWN_PREFIX):
+                        await self._entry(inode, fd, entry, directory, path)
         finally:
             os.close(fd)
 

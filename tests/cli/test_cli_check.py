@@ -106,7 +106,7 @@ def test_a_disabled_cmk_leaves_the_structure(vault: Cmkfs, copy: Path) -> None:
     finally:
         vault.ok("cmk", "enable", "main")
     assert ran.code == 4
-    assert "only the structure was checked: CMK main is disabled" in ran.out
+    assert "only the structure was checked where the key is away: CMK main is disabled" in ran.out
     assert "the file was truncated" in ran.out
 
 
@@ -126,3 +126,26 @@ def test_a_terminal_sees_how_far_it_is(vault: Cmkfs) -> None:
     assert (process.returncode, out.decode()) == (0, CLEAN)
     assert b"checking: " in os.read(controller, 65_536)
     os.close(controller)
+
+
+@pytest.mark.parametrize("lost", ["cmkfs.vault", "cmkfs.session"])
+@pytest.mark.parametrize("how", ["removed", "emptied"])
+def test_a_lost_file_of_the_vaults_own_is_damage_that_repair_mends(
+    vault: Cmkfs, copy: Path, lost: str, how: str
+) -> None:
+    (copy / lost).unlink()
+    if how == "emptied":
+        (copy / lost).touch()
+    for command in (["check", "copy"], ["mount", "copy", "mp"]):
+        ran = vault(*command)
+        assert ran.code == 5, ran
+        assert lost.removeprefix("cmkfs.") in ran.out + ran.err
+        if command[0] == "mount":
+            assert "cmkfs check" in ran.err or lost == "cmkfs.session"
+    vault.ok("check", "copy", "--repair")
+    assert vault("check", "copy").code == 0
+    vault.ok("mount", "copy", "mp")
+    try:
+        assert (vault.work / "mp/one").read_bytes() == b"1" * 5000
+    finally:
+        vault.ok("umount", "mp")

@@ -313,7 +313,8 @@ def test_a_full_audit_disk_stops_the_use_of_keys_and_nothing_else(served: RealMo
             assert "cmk.disable is done, but not recorded" in said
             assert "No space left on device" in site.cmkfs("cmk", "enable", OWN_CMK, codes=(4,))
             assert "disabled" in site.cmkfs("cmk", "list")
-            site.cmkfs("lock", str(served.path))
+            said = site.cmkfs("lock", str(served.path), codes=(1,))
+            assert "in force, but not recorded yet: No space left on device" in said
             with pytest.raises(OSError, match="Required key"):
                 path.read_text()
             assert "cannot be recorded" in site.cmkfs("unlock", str(served.path), codes=(4,))

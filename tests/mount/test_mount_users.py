@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import os
+import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -374,3 +375,25 @@ def test_users_of_the_host_on_one_mount(site: Site, new_mount: Callable[..., Rea
         if record["mount"] == str(mounted.path)
     ]
     assert (record["outcome"], record["rule"], record["cmk"]) == ("allowed", "drop-box", "office")
+
+
+def test_no_mode_keeps_the_owner_from_checking_the_vault(user_mount: RealMount) -> None:
+    """A directory through which nobody may go, and one that may only be listed; both as they were afterwards."""
+    who = user_mount.site.who
+    assert who is not None
+
+    def make() -> None:
+        for name, mode in (("closed", 0), ("listed", 0o644)):
+            (user_mount.path / name).mkdir()
+            (user_mount.path / name / "file").write_bytes(b"x" * 5_000)
+            (user_mount.path / name).chmod(mode)
+
+    in_child(make, who)
+    user_mount.down()
+    assert "3 directories, 2 files" in user_mount.site.cmkfs("check", str(user_mount.vault))
+    user_mount.up()
+    modes = in_child(
+        lambda: [stat.S_IMODE((user_mount.path / name).stat().st_mode) for name in ("closed", "listed")], who
+    )
+    assert modes == [0, 0o644]
+    in_child(lambda: [(user_mount.path / name).chmod(0o700) for name in ("closed", "listed")], who)
