@@ -6,10 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
+from cmkfs.cli import detached
 from cmkfs.cli.mounts import is_mounted, resolved
-from cmkfs.cli.progress import shown
 from cmkfs.config import MountOptions
-from cmkfs.control import client, registry
+from cmkfs.control import registry
 from cmkfs.control.registry import Entry
 from cmkfs.errors import Busy, CmkfsError, Damaged, MountFailed, NotAVault, NotFound, UsageError
 from cmkfs.fs import kernel_mount
@@ -18,9 +18,6 @@ from cmkfs.home import Home
 VAULT_FILE = "cmkfs.vault"
 SPARE_FILE = "cmkfs.spare"
 FUSE_CONF = Path("/etc/fuse.conf")
-END_SECONDS = 10.0
-"""How long to wait for a mount that was unmounted a moment ago; one that was detached in use may never end."""
-
 log = logging.getLogger(__name__)
 
 
@@ -80,7 +77,7 @@ def _require_not_mounted(home: Home, where: str) -> None:
     if entry is not None and entry.alive:
         by = f" (vault {entry.record.vault}, pid {entry.record.pid})" if entry.record else ""
         if not is_mounted(where):
-            raise Busy(f"{where} was detached, and programs still use what they had open there{by}", hint="end them")
+            raise Busy(f"the mount before at {where} has not ended{by}", hint="try again in a moment")
         raise Busy(f"{where} is already mounted{by}", hint=f"cmkfs umount {where}")
     if is_mounted(where):
         if not kernel_mount.clear_dead_mount(Path(where)):
@@ -90,12 +87,13 @@ def _require_not_mounted(home: Home, where: str) -> None:
 
 
 def _once_ended(home: Home, where: str, entry: Entry) -> Entry | None:
-    """umount(8) has returned, and the daemon still stores what it was given: what is there when it has ended."""
+    """What is there when it has ended: umount(8) returns while the daemon stores what it was given. Raises Busy."""
     try:
-        with client.ask_to_say_when_ended(entry) as farewell, shown(lambda: "waiting for the mount before to end"):
-            farewell.receive(seconds=END_SECONDS)
+        detached.end_of(where, entry)
+    except Busy:
+        raise
     except CmkfsError as error:
-        log.debug("%s: %s", where, error)  # it has ended in between, or does not: that shows now
+        log.debug("%s: %s", where, error)  # it has ended in between, or says nothing: that shows now
     return registry.find(home, where)
 
 

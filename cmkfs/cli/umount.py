@@ -1,14 +1,12 @@
 """`cmkfs umount`: detach a mount and wait until everything is stored."""
 
 import os
-import select
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
 import click
 
+from cmkfs.cli import detached
 from cmkfs.cli.holders import holders
 from cmkfs.cli.mounts import is_mounted, resolved
 from cmkfs.cli.options import PATH, Command, json_option
@@ -17,14 +15,9 @@ from cmkfs.cli.progress import shown
 from cmkfs.control import client, registry
 from cmkfs.control.protocol import Fields
 from cmkfs.control.registry import Entry
-from cmkfs.errors import EXIT_FAILED, Busy, CmkfsError, NoAnswer, NotFound, UsageError
+from cmkfs.errors import EXIT_FAILED, Busy, CmkfsError, NotFound, UsageError
 from cmkfs.fs import kernel_mount
 from cmkfs.home import Home
-
-GONE_SECONDS = 10.0
-"""How long to wait for the process itself, once it has said that everything is stored."""
-LOOK_SECONDS = 1.0
-"""How often to look whether the daemon of a detached mount still has something to store."""
 
 
 @click.command(cls=Command, epilog="Example: cmkfs umount /mnt/finance")
@@ -62,7 +55,8 @@ def _clear_dead(home: Home, where: str, entry: Entry | None) -> str:
 
 def _not_mounted(home: Home, where: str, entry: Entry | None, *, wait: bool) -> tuple[str, int]:
     if entry is not None and entry.alive:
-        return _end_of_detached(where, entry, wait=wait)
+        ended = detached.end_of(where, entry) if wait else None
+        return (f"{where} is not mounted", 0) if ended is None else _told(where, ended)
     if not os.path.lexists(where):
         raise NotFound(f"{where} does not exist", hint="cmkfs status")
     other = kernel_mount.mounted_at(os.fsencode(where))
@@ -74,30 +68,6 @@ def _not_mounted(home: Home, where: str, entry: Entry | None, *, wait: bool) -> 
     return f"{where} is not mounted", 0
 
 
-def _end_of_detached(where: str, entry: Entry, *, wait: bool) -> tuple[str, int]:
-    """Somebody else has unmounted it: its daemon is storing, or serves what is still open. Raises Busy."""
-    with client.ask_to_say_when_ended(entry) as farewell, _until_gone(entry), shown(lambda: _left(entry)):
-        while wait:
-            try:
-                return _told(where, farewell.receive(seconds=LOOK_SECONDS))
-            except NoAnswer:
-                _require_unused(where, entry)
-    return f"{where} is not mounted", 0
-
-
-def _require_unused(where: str, entry: Entry) -> None:
-    try:
-        answer = client.ask(entry, "status", seconds=LOOK_SECONDS)
-    except CmkfsError:
-        return  # its socket goes first when the mount ends
-    if not answer.get("dirty_files"):
-        pid = entry.record.pid if entry.record else "?"
-        raise Busy(
-            f"{where} was detached, and programs still use what they had open there ({answer.get('open_files')} files)",
-            hint=f"end them: the daemon (pid {pid}) ends with the last of them, and everything is stored",
-        )
-
-
 def _unmount(where: str, entry: Entry | None) -> tuple[str, int]:
     if entry is None or not entry.alive:
         raise CmkfsError(
@@ -106,33 +76,12 @@ def _unmount(where: str, entry: Entry | None) -> tuple[str, int]:
         )
     # Before the unmount: afterwards the daemon may be gone too soon to be asked.
     farewell = client.ask_to_say_when_ended(entry)
-    with farewell, _until_gone(entry), shown(lambda: _left(entry)):
+    with farewell, detached.until_gone(entry), shown(lambda: detached.left(entry)):
         try:
             kernel_mount.unmount(os.fsencode(where))
         except Busy as error:
             raise _held(where) from error
         return _told(where, farewell.receive(seconds=None))
-
-
-@contextmanager
-def _until_gone(entry: Entry) -> Iterator[None]:
-    """After the block wait for the daemon's end, a moment after its answer: what it owned is free then."""
-    daemon = _pidfd(entry)
-    if daemon is None:
-        yield
-        return
-    try:
-        yield
-        select.select([daemon], [], [], GONE_SECONDS)
-    finally:
-        os.close(daemon)
-
-
-def _pidfd(entry: Entry) -> int | None:
-    try:
-        return os.pidfd_open(entry.record.pid) if entry.record is not None else None
-    except OSError:  # in another pid namespace, or gone
-        return None
 
 
 def _told(where: str, result: Fields) -> tuple[str, int]:
@@ -144,14 +93,6 @@ def _told(where: str, result: Fields) -> tuple[str, int]:
     if unsaved or result.get("error"):
         return f"unmounted {where}; not everything is stored", EXIT_FAILED
     return f"unmounted {where}; everything is stored", 0
-
-
-def _left(entry: Entry) -> str:
-    try:
-        answer: Fields = client.ask(entry, "status", seconds=1.0)
-    except CmkfsError:
-        return "storing the rest"  # its socket goes first when the mount ends
-    return f"storing {answer.get('dirty_bytes')} bytes in {answer.get('dirty_files')} files"
 
 
 def _held(where: str) -> Busy:

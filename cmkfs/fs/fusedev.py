@@ -139,19 +139,17 @@ class FuseDevice:
 
     def _still_mounted(self) -> bool:
         entries = kernel_mount.mounts()
-        # Not by its id alone: the kernel gives that to the next mount anywhere as soon as this one is gone.
-        ours = (self._entry.mount_id, self._entry.minor, self._entry.mountpoint)
-        if not any((entry.mount_id, entry.minor, entry.mountpoint) == ours for entry in entries):
+        if not any(self._entry.is_mount(entry) and entry.mountpoint == self._entry.mountpoint for entry in entries):
             return False
         top = kernel_mount.top_mount(entries, self._entry.mountpoint)
-        if top is None or top.mount_id != self._entry.mount_id:
+        if top is None or not self._entry.is_mount(top):
             raise Busy(f"something else is mounted over {self.mountpoint}", hint=f"umount {self.mountpoint}")
         return True
 
     @property
     def mounted(self) -> bool:
         """False once it was unmounted, though it may serve files that are open still."""
-        return any(entry.mount_id == self._entry.mount_id for entry in kernel_mount.mounts())
+        return any(self._entry.is_mount(entry) for entry in kernel_mount.mounts())
 
     @property
     def cut(self) -> bool:

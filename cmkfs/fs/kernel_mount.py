@@ -78,6 +78,10 @@ class MountEntry:
     fstype: bytes
     source: bytes
 
+    def is_mount(self, other: "MountEntry") -> bool:
+        """The same mount, moved perhaps? Not by its id alone: the kernel gives that to the next mount anywhere."""
+        return (self.mount_id, self.minor, self.source) == (other.mount_id, other.minor, other.source)
+
 
 # -- What is mounted -------------------------------------------------------------------------------
 

@@ -35,6 +35,8 @@ _SHORT = 4096
 """An answer of fewer bytes is joined with its header: one copy is cheaper than a vector."""
 _VANISHED = (errno.EAGAIN, errno.EINTR, errno.ENOENT)
 """Between the poll and the read: its caller was killed."""
+_CUT = (errno.ENODEV, errno.ECONNABORTED)
+"""The connection has ended. ECONNABORTED: it was aborted, and the one who did it has not been heard yet."""
 _FAILURES = 100
 """A read that fails otherwise has cost one request, which the kernel has ended; so many in a row end the mount."""
 _ERRNOS = range(1, 512)
@@ -193,7 +195,7 @@ class Session:
         return None
 
     def _not_read(self, error: OSError) -> None:
-        if error.errno == errno.ENODEV:  # unmounted
+        if error.errno in _CUT:
             self._ended = True
             self._idle.unpark_all()
         elif error.errno not in _VANISHED:
@@ -276,7 +278,7 @@ class Session:
             os.writev(self._device, parts)
         except OSError as error:
             # The connection was cut meanwhile, or the request is ended: nobody waits any more.
-            if error.errno not in (errno.ENOENT, errno.ENODEV):
+            if error.errno not in (errno.ENOENT, *_CUT):
                 raise _NotTaken(f"the kernel does not take an answer: {error.strerror}") from error
 
 
