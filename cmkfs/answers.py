@@ -198,6 +198,7 @@ class ControlAnswers:
             "read_only": self._mounted.backing.read_only,
             "zones": [self._zone_facts(zone) for zone in zones],
             "leases": self._mounted.keyring.leases,
+            "keys_ahead": self._mounted.keyring.keys_ahead,
             "unwraps": self._mounted.keyring.unwraps,
             "open_files": len(self._mounted.operations.handles.files),
             "known_inodes": len(self._mounted.inodes),

@@ -8,6 +8,7 @@
     serial = "4a5b6c7d8e9f0011"
     softhsm2_conf = "/etc/softhsm/softhsm2.conf"
     deadline = 5.0                              # seconds for one call to the token
+    processes = 8                               # calls at once, if it is slow; 1 if it takes one at a time
     pin_source = { prompt = true }              # or file = "…", env = "NAME", command = ["pass", "hsm"]
 
     [token.mount]                               # of a role that may use keys and not change them
@@ -75,7 +76,8 @@ class TokenOfMounts:
 
 @dataclass(frozen=True, slots=True)
 class TokenConfig:
-    """Which token. `module` None is the embedded one; `deadline` is in seconds, for one call.
+    """Which token. `module` None is the embedded one; `deadline` is in seconds, for one call; of `processes` there
+    are more than one while calls take long.
 
     `mount` is for mounts; without it they log in as the commands do.
     """
@@ -88,6 +90,7 @@ class TokenConfig:
     pin_source: PinSource | None = None
     softhsm2_conf: Path | None = None
     deadline: float = 5.0
+    processes: int = 8
     mount: TokenOfMounts | None = None
 
     def __post_init__(self) -> None:
@@ -98,6 +101,7 @@ class TokenConfig:
         if self.module is not None and self.pin_source is None:
             raise ValueError("pin_source is missing: a token behind a module needs a PIN")
         _within("deadline", self.deadline, 0.01, 3600)
+        _within("processes", self.processes, 1, 64)
 
     @property
     def of_mounts(self) -> "TokenConfig":

@@ -34,7 +34,7 @@ from cmkfs.keys.memory import keep_heap, protect_memory
 from cmkfs.keys.policies import Policies
 from cmkfs.keys.provider import CmkState
 from cmkfs.keys.token_client import TokenClient
-from cmkfs.keys.token_process import TokenProcess
+from cmkfs.keys.token_team import TokenTeam
 from cmkfs.keys.zone import Zone
 from cmkfs.mounted import Mounted
 from cmkfs.privileges import no_new_privileges
@@ -75,7 +75,7 @@ def serve(spec: MountSpec, ready: Ready) -> int:
     _allow_descriptors()
     os.umask(0)
     spec = _give_up_privileges(spec)
-    token = TokenProcess()
+    token = TokenTeam(spec.config.token.processes)
     try:
         backing = _open_backing(spec)
         try:
@@ -140,7 +140,7 @@ def _allow_descriptors() -> None:
 
 
 async def _serve(
-    spec: MountSpec, vault: VaultFile, backing: Backing, token: TokenProcess, ownership: Ownership, ready: Ready
+    spec: MountSpec, vault: VaultFile, backing: Backing, token: TokenTeam, ownership: Ownership, ready: Ready
 ) -> bool:
     """All that needs the event loop. True if the vault was left settled and closed."""
     deadline = spec.config.token.deadline
@@ -154,7 +154,7 @@ async def _serve(
         except (CmkfsError, OSError) as error:
             _record_failure(spec, audit, error)
             raise
-        return await _until_unmounted(spec, mounted, ownership, audit, [audit.run], ready)
+        return await _until_unmounted(spec, mounted, ownership, audit, [audit.run, token.help], ready)
     finally:
         with trio.CancelScope(shield=True):
             await audit.close()
@@ -232,7 +232,7 @@ async def _until_unmounted(
     return clean
 
 
-async def _open_token(spec: MountSpec, token: TokenProcess, deadline: float) -> None:
+async def _open_token(spec: MountSpec, token: TokenTeam, deadline: float) -> None:
     access = TokenAccess.of(spec.config.token.of_mounts, spec.home)
     await token.open(access, spec.pin or "", deadline)
 

@@ -61,6 +61,18 @@ def rename(source_dir: int, source: bytes, target_dir: int, target: bytes, flags
         _check(_libc.renameat2(source_dir, source, target_dir, target, flags))
 
 
+def exchange_directories(source_dir: int, source: bytes, target_dir: int, target: bytes) -> None:
+    """The first step of a rename over an empty directory, which leaves the mtime of what is moved. Raises OSError.
+
+    In an exchange xfs moves it, because `..` is another directory then (fs/xfs/xfs_inode.c, xfs_cross_rename).
+    """
+    before = os.stat(source, dir_fd=source_dir, follow_symlinks=False)
+    rename(source_dir, source, target_dir, target, RENAME_EXCHANGE)
+    after = os.stat(target, dir_fd=target_dir, follow_symlinks=False)
+    if after.st_mtime_ns != before.st_mtime_ns:
+        os.utime(target, ns=(after.st_atime_ns, before.st_mtime_ns), dir_fd=target_dir, follow_symlinks=False)
+
+
 def chown(fd: int, uid: int, gid: int) -> None:
     """fchownat(2) of what `fd` means, an O_PATH descriptor of a symlink too."""
     _check(_libc.fchownat(fd, b"", uid, gid, _AT_EMPTY_PATH))

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from cmkfs.caller import Request
 from cmkfs.errors import CrossZone, Damaged
 from cmkfs.format import b64
-from cmkfs.fs.backing import RENAME_EXCHANGE, RENAME_NOREPLACE, Backing, rename
+from cmkfs.fs.backing import RENAME_EXCHANGE, RENAME_NOREPLACE, Backing, exchange_directories, rename
 from cmkfs.fs.directory import (
     GONE_PREFIX,
     OWN_PREFIX,
@@ -370,7 +370,7 @@ class Namespace:
         self.check_empty(old)
         target_fd = self._inodes.dir_fd(target_dir)
         self._inodes.pin_before_removal(replaced, target_fd, names.entry)
-        rename(source_fd, source, target_fd, names.entry, RENAME_EXCHANGE)
+        exchange_directories(source_fd, source, target_fd, names.entry)
         gone = GONE_PREFIX + b64.encode(random_id())
         rename(source_fd, source, source_fd, gone)
         self._remove_directory(source_fd, gone)

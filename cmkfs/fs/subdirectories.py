@@ -3,8 +3,10 @@
 POSIX leaves the link count of a directory open; programs know 2 and one for each directory in it, or 1.
 """
 
+import fcntl
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -45,6 +47,8 @@ class Subdirectories:
     def _look(self, inode: "Inode") -> int:
         fd = self._open(inode, os.O_RDONLY)
         try:
+            with suppress(PermissionError):  # the directory of somebody else than the user whose daemon this is
+                fcntl.fcntl(fd, fcntl.F_SETFL, os.O_NOATIME)  # no program reads it
             with os.scandir(fd) as entries:
                 return sum(
                     entry.is_dir(follow_symlinks=False)

@@ -83,7 +83,11 @@ class Xattrs:
             return False
         prefix = _prefix(inode).decode()
         with self._inodes.reach(inode) as path:
-            inode.bare = not any(name.startswith(prefix) for name in os.listxattr(path))
+            try:
+                inode.bare = not any(name.startswith(prefix) for name in os.listxattr(path))
+            except OSError as error:
+                if error.errno != errno.E2BIG:  # more than a list holds are some
+                    raise
         return not inode.bare
 
     def names(self, inode: Inode, zone: Zone) -> list[bytes]:

@@ -5,7 +5,6 @@ Nothing else in cmkfs unwraps a DEK. Runs on the event loop; token calls go thro
 """
 
 import os
-import time
 from dataclasses import dataclass
 
 from cmkfs.audit.auditor import Auditor
@@ -15,17 +14,16 @@ from cmkfs.crypto.kdf import commitment
 from cmkfs.crypto.zonekeys import ZoneKeys
 from cmkfs.errors import CmkfsError, CmkNotFound, Damaged, KeyUnavailable, Locked, PolicyDenied, UnknownFormat
 from cmkfs.format.header import Identity
-from cmkfs.format.recipient import CmkVersion, Recipient, WrapContext, WrapKind
+from cmkfs.format.recipient import Recipient, WrapContext, WrapKind
 from cmkfs.format.vault import VaultFile
 from cmkfs.keys.dekcache import DekCache
+from cmkfs.keys.newest import NewestVersion
 from cmkfs.keys.policies import Policies
 from cmkfs.keys.pool import DekPool, NewFile, random_id
 from cmkfs.keys.provider import SECRET_SIZE
 from cmkfs.keys.token_client import TokenClient, WrappedSecret
 from cmkfs.keys.zone import Zone, ZoneState
 from cmkfs.policy import Action
-
-_VERSION_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,7 @@ class Keyring:
         self.zones: dict[bytes, Zone] = {}
         self._caches: dict[bytes, DekCache] = {}
         self._pools: dict[bytes, DekPool] = {}
-        self._versions: dict[bytes, tuple[CmkVersion, float]] = {}
+        self._newest: dict[bytes, NewestVersion] = {}
         self.unwraps = 0
         self.audit = Auditor()
         """Who is told of each use of a key, each refusal and each change; a mount puts its log here."""
@@ -177,7 +175,7 @@ class Keyring:
     async def _prepare(self, zone: Zone, count: int) -> list[NewFile]:
         """Up to `count` new files, with a token call each. Raises Disabled, TokenUnavailable, …"""
         epoch, secret = zone.epoch, zone.keys.header_secret
-        version = await self._newest(zone)
+        version = await self._newest[zone.zone_id].ask()
         secrets = [(random_id(), os.urandom(SECRET_SIZE)) for _ in range(count)]
         commitments = [commitment(dek) for _, dek in secrets]
         contexts = [
@@ -196,14 +194,6 @@ class Keyring:
             new_files.append(NewFile(identity, key))
         return new_files
 
-    async def _newest(self, zone: Zone) -> CmkVersion:
-        """The version to wrap under, asked for once a second at most: it costs ten times what a wrap does."""
-        version, asked = self._versions.get(zone.zone_id, (None, 0.0))
-        if version is None or time.monotonic() - asked > _VERSION_SECONDS:
-            version = await self.token.newest(zone.cmk_id)
-            self._versions[zone.zone_id] = (version, time.monotonic())
-        return version
-
     # -- zones -----------------------------------------------------------------------------------
 
     def add_zone(self, zone: Zone) -> DekPool:
@@ -214,7 +204,8 @@ class Keyring:
         async def prepare(count: int) -> list[NewFile]:
             return await self._prepare(zone, count)
 
-        self._pools[zone.zone_id] = DekPool(prepare)
+        self._newest[zone.zone_id] = NewestVersion(self.token, zone.cmk_id)
+        self._pools[zone.zone_id] = DekPool(prepare, parallel=lambda: self.token.parallel)
         return self._pools[zone.zone_id]
 
     def remove_zone(self, zone: Zone) -> None:
@@ -224,7 +215,7 @@ class Keyring:
         del self.zones[zone.zone_id]
         del self._caches[zone.zone_id]
         self._pools.pop(zone.zone_id).end()
-        self._versions.pop(zone.zone_id, None)
+        del self._newest[zone.zone_id]
         if all(other.cmk_id != zone.cmk_id for other in self.zones.values()):
             self.policies.forget(zone.cmk_id)
 
@@ -261,6 +252,11 @@ class Keyring:
     def pool_of(self, zone: Zone) -> DekPool:
         """The pool of a zone."""
         return self._pools[zone.zone_id]
+
+    @property
+    def keys_ahead(self) -> int:
+        """How many files can be created without a wait for the token."""
+        return sum(len(pool) for pool in self._pools.values())
 
     @property
     def leases(self) -> int:

@@ -29,16 +29,18 @@ class NewFile:
 
 
 _QUIET_SECONDS: Final = 0.05
+_IDLE_SECONDS: Final = 2.0
 _SOON_SECONDS: Final = 10.0
 _BATCH_SECONDS: Final = 0.02
 """How long one batch may keep the token from others, who wait for a key to read with."""
 
 
 class DekPool:
-    """Prepared identities of one zone. `prepare(n)` makes n of them with n token calls.
+    """Prepared identities of one zone. `prepare(n)` makes n of them with n token calls, or fewer if that takes long.
 
-    It holds `size` of them, twice as many each time that they are used up within seconds, up to `most`: whoever
-    unpacks an archive does not wait for a token that takes milliseconds for each call.
+    It holds `size` of them, twice as many each time that they are used up within seconds. Once nobody has made a file
+    for a while it holds `most`: whoever unpacks an archive does not wait for a token that takes milliseconds a call.
+    `parallel` tells how many batches are worth having under way.
     """
 
     def __init__(
@@ -47,11 +49,13 @@ class DekPool:
         size: int = 256,
         batch: int = 32,
         most: int = 6144,
+        parallel: Callable[[], int] = lambda: 1,
     ) -> None:
         self._prepare = prepare
         self._size = size
         self._batch = self._largest_batch = batch
         self._most = most
+        self._parallel = parallel
         self._taken = 0
         self._filled_at = 0.0
         self._ready: deque[NewFile] = deque()
@@ -91,20 +95,32 @@ class DekPool:
 
     async def keep_filled(self) -> None:
         """Background task: refill when half empty. Nothing is wrapped before the first file is created."""
+        full_at = 0
         while not self._ended:
-            await self._wanted.wait()
-            await self._until_quiet()
+            wanted = await self._until_wanted(idle=full_at != self._taken)
+            full_at = full_at if wanted else self._taken
             self._wanted = trio.Event()
-            if self._is_low and time.monotonic() - self._filled_at < _SOON_SECONDS:
+            if wanted and self._is_low and time.monotonic() - self._filled_at < _SOON_SECONDS:
                 self._size = max(self._size, min(2 * self._size, self._most))
             try:
-                while not self._ended and len(self._ready) < self._size:
-                    await self._fill(min(self._batch, self._size - len(self._ready)))
+                await self._fill(self._size if wanted else self._most)
                 self._filled_at = time.monotonic()
-            except CmkfsError as error:
-                log.info("DEKs are not wrapped ahead: %s", error)
-            except Exception:
+            except* CmkfsError as errors:
+                log.info("DEKs are not wrapped ahead: %s", errors.exceptions[0])
+            except* Exception:
                 log.exception("DEKs are not wrapped ahead")
+
+    async def _until_wanted(self, *, idle: bool) -> bool:
+        """True when files want keys soon; False, if `idle`, once nobody has made one for a while."""
+        taken = -1
+        while idle and taken != self._taken and not self._wanted.is_set():
+            taken = self._taken
+            with trio.move_on_after(_IDLE_SECONDS):
+                await self._wanted.wait()
+        if not idle or self._wanted.is_set():
+            await self._wanted.wait()
+            return True
+        return False
 
     @property
     def _is_low(self) -> bool:
@@ -117,10 +133,23 @@ class DekPool:
             before = self._taken
             await trio.sleep(_QUIET_SECONDS)
 
-    async def _fill(self, count: int) -> None:
+    async def _fill(self, size: int) -> None:
+        """Up to `size`, with as many batches at once as are worth it. Raises CmkfsError, or a group of them."""
+        while not self._ended and (missing := size - len(self._ready)) > 0:
+            await self._until_quiet()
+            ways = min(self._parallel(), -(-missing // self._batch))
+            if ways == 1:
+                await self._add(min(self._batch, missing))
+                continue
+            async with trio.open_nursery() as nursery:
+                for _ in range(ways):
+                    nursery.start_soon(self._add, min(self._batch, -(-missing // ways)))
+
+    async def _add(self, count: int) -> None:
         began = time.monotonic()
-        self._ready.extend(await self._prepare(count))
-        each = (time.monotonic() - began) / count
+        made = await self._prepare(count)
+        self._ready.extend(made)
+        each = (time.monotonic() - began) / max(1, len(made))
         self._batch = max(1, min(self._largest_batch, int(_BATCH_SECONDS / each))) if each else self._largest_batch
 
 

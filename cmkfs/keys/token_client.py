@@ -24,6 +24,11 @@ WrappedSecret = tuple[CmkVersion, bytes, bytes]
 class Transport(Protocol):
     """How a call gets to the provider."""
 
+    @property
+    def parallel(self) -> int:
+        """How many calls are worth making at once."""
+        ...
+
     async def ask(self, deadline: float, name: str, *args: Any, **named: Any) -> Any:
         """What `perform` gives for these arguments, wherever it runs. Raises TokenUnavailable at the deadline."""
         ...
@@ -72,6 +77,11 @@ class TokenClient:
         self._deadline = deadline
         self.outage: str | None = None
         """Why the token is away, while the watch finds it so: nobody who wants a key waits for it then."""
+
+    @property
+    def parallel(self) -> int:
+        """How many calls are worth making at once."""
+        return self._transport.parallel
 
     async def unwrap(self, version: CmkVersion, wrapped: bytes, *, context: bytes) -> bytearray:
         """The 32 bytes of a wrapped secret."""

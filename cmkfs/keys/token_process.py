@@ -120,6 +120,24 @@ class TokenProcess:
         """The process that has the token now."""
         return self._server.process.pid
 
+    @property
+    def parallel(self) -> int:
+        """One thread makes the calls."""
+        return 1
+
+    @property
+    def lost(self) -> bool:
+        """True if it has ended, or has not answered somebody within his deadline."""
+        return self._server.lost
+
+    def kill(self) -> None:
+        """At once; whoever waits for an answer gets TokenUnavailable. `close` is still to come."""
+        self._server.process.kill()
+
+    def refuse(self, error: PinRefused) -> None:
+        """The PIN was refused to another process: this one does not try it."""
+        self._refused = str(error)
+
     async def open(self, access: TokenAccess, pin: str, deadline: float) -> None:
         """Log in. Raises TokenUnavailable, PinRefused, Busy."""
         self._open_message = pickle.dumps((OPEN, (access, pin), {}), pickle.HIGHEST_PROTOCOL)

@@ -2,6 +2,8 @@
  *
  * The other module is the one that CMKFS_TOKEN_MODULE names; what is to fail stands in the file CMKFS_TOKEN_FAULTS,
  * which both sides have mapped: each call is counted, and fails with `error` if its number is in [from, until).
+ * One that needs the token takes `delay` microseconds more, as on a network;
+ * `most_at_once` tells how many such calls of all processes were under way at the same time.
  *
  * All functions of PKCS#11 2.40 take integers and pointers, eight at most, and give a CK_RV, so one form does for all
  * (System V and AAPCS64 calling conventions). The table's order is that of pkcs11f.h; C_Initialize, C_Finalize and
@@ -16,6 +18,7 @@
 #include <unistd.h>
 
 #define FUNCTIONS 68
+#define LOGIN 18
 typedef unsigned long word;
 typedef word function(word, word, word, word, word, word, word, word);
 
@@ -26,6 +29,8 @@ struct list {
 
 struct plan {
     uint64_t calls, from, until, error, struck;
+    uint64_t delay, under_way, most_at_once;
+    uint64_t login;
 };
 
 static struct list here;
@@ -43,6 +48,23 @@ static int strikes(int number)
     return 1;
 }
 
+/* What a client cannot answer by itself: not what asks about the module or begins an operation (C_EncryptInit). */
+static int works(int number)
+{
+    return number >= 18 && number != 26 && number != 28 && number != 29 && number != 33 && number != 42;
+}
+
+static void begin(int number)
+{
+    if (!plan || !plan->delay || !works(number))
+        return;
+    uint64_t now = __sync_add_and_fetch(&plan->under_way, 1);
+    for (uint64_t most = plan->most_at_once; now > most; most = plan->most_at_once)
+        __sync_bool_compare_and_swap(&plan->most_at_once, most, now);
+    usleep(plan->delay);
+    __sync_sub_and_fetch(&plan->under_way, 1);
+}
+
 #define EACH(F) \
     F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11) F(12) F(13) F(14) F(15) F(16) F(17) F(18) F(19) \
     F(20) F(21) F(22) F(23) F(24) F(25) F(26) F(27) F(28) F(29) F(30) F(31) F(32) F(33) F(34) F(35) F(36) F(37) \
@@ -51,6 +73,9 @@ static int strikes(int number)
 #define CALL(n) \
     static word call##n(word a, word b, word c, word d, word e, word f, word g, word h) \
     { \
+        begin(n); \
+        if (n == LOGIN && plan && plan->login) \
+            return plan->login; \
         return strikes(n) ? plan->error : real[n](a, b, c, d, e, f, g, h); \
     }
 #define ENTRY(n) here.functions[n] = call##n;

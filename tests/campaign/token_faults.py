@@ -10,7 +10,8 @@ _SOURCE = Path(__file__).with_suffix(".c")
 
 
 class _Plan(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint64) for name in ("calls", "since", "until", "error", "struck")]
+    _counters = ("calls", "since", "until", "error", "struck", "delay", "under_way", "most", "login")
+    _fields_ = [(name, ctypes.c_uint64) for name in _counters]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,20 @@ class TokenFaults:
         plan.until = 0
         plan.error, plan.since, plan.struck, plan.calls = error, since, 0, 0
         plan.until = since + times
+
+    def delay(self, seconds: float) -> None:
+        """Each call that the token works for takes so much longer from now on; `most_at_once` begins anew."""
+        self._plan.most = 0
+        self._plan.delay = int(seconds * 1e6)
+
+    @property
+    def most_at_once(self) -> int:
+        """How many delayed calls were under way at the same time, of all processes."""
+        return int(self._plan.most)
+
+    def fail_login(self, error: int) -> None:
+        """Each login (C_Login) fails with this CK_RV from now on, 0: none."""
+        self._plan.login = error
 
     def stop(self) -> Struck:
         """No call fails any more; what there was since `fail`."""

@@ -231,6 +231,7 @@ class ThreadTransport:
     def __init__(self, worker: TokenWorker, provider: KeyProvider) -> None:
         self._worker = worker
         self._provider = provider
+        self.parallel = 1
 
     async def ask(self, deadline: float, name: str, *args: Any, **named: Any) -> Any:
         """See Transport."""

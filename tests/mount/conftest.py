@@ -62,7 +62,7 @@ def work(shared_mount: RealMount, request: pytest.FixtureRequest) -> Iterator[Pa
 
 @pytest.fixture
 def plain(site: Site) -> Iterator[Path]:
-    """An empty directory on the filesystem below the mounts, open to everyone."""
+    """An empty directory on no mount, open to everyone."""
     made = Path(tempfile.mkdtemp(prefix="plain", dir=site.top))
     made.chmod(0o777)
     yield made

@@ -40,7 +40,7 @@ class Site:
         """`vaults`: where they are made, if not in `top`."""
         self.top = top
         self.who = who
-        self._where = vaults or top
+        self.below = vaults or top
         self.home = Home(root=top / "h", config=top / "h", state=top / "h", runtime=top / "h" / "run")
         self._vaults = 0
 
@@ -114,7 +114,7 @@ class Site:
     def new_vault(self, cmk: str) -> Path:
         """An empty vault, its root open to everyone."""
         self._vaults += 1
-        vault = self.directory(f"v{self._vaults}", self._where)
+        vault = self.directory(f"v{self._vaults}", self.below)
         self.cmkfs("init", str(vault), "--cmk", cmk)
         vault.chmod(0o755)
         return vault

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from children import ALICE, BOB, in_child
+from loop_disk import BACKING
+from real_mount import Site
 from side_by_side import SideBySide
 
 BLOCK = 4048
@@ -280,14 +282,15 @@ def test_offsets_that_no_file_can_have_are_refused(both: SideBySide) -> None:
     (both.plain / "f").touch()
     for size in (-1, 2**63 - 1):
         both.same(lambda place, size=size: os.truncate(place / "f", size))  # type: ignore[misc]
-    with pytest.raises(OSError) as refused:
-        os.truncate(both.mounted / "f", 2**62)
-    assert refused.value.errno == errno.EFBIG
+    if BACKING in ("", "ext4"):  # others hold files of that size
+        with pytest.raises(OSError) as refused:
+            os.truncate(both.mounted / "f", 2**62)
+        assert refused.value.errno == errno.EFBIG
     assert both.same(lambda place: (place / "f").stat().st_size) == 0
 
 
-def test_space_is_reported_as_the_backing_has_it(work: Path, plain: Path) -> None:
-    here, below = os.statvfs(work), os.statvfs(plain)
+def test_space_is_reported_as_the_backing_has_it(work: Path, site: Site) -> None:
+    here, below = os.statvfs(work), os.statvfs(site.below)
     for name in ("f_bsize", "f_frsize", "f_blocks", "f_files", "f_namemax"):
         assert getattr(here, name) == getattr(below, name), name
     assert here.f_bfree > 0

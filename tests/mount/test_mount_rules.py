@@ -39,10 +39,11 @@ def cells(groups: Iterable[str]) -> list[Any]:
 
 @dataclass(frozen=True)
 class Places:
-    """A mount for everyone, and an ext4 of its own."""
+    """A mount for everyone, an ext4, and what is below the vault if that is another filesystem."""
 
     mounted: RealMount
     plain: Path
+    native: Path | None
 
 
 @contextmanager
@@ -56,13 +57,14 @@ def places(site: Site, *options: str) -> Iterator[Places]:
     try:
         with loop_disk(top, "ext4", 3 << 30) as disk, disk_for_vaults(top if BACKING else disk) as vaults:
             vault, mountpoint, plain = vaults / "vault", top / "mnt", disk / "plain"
-            for made in (mountpoint, plain):
+            native = vaults / "native" if BACKING not in ("", "ext4") else None
+            for made in filter(None, (mountpoint, plain, native)):
                 made.mkdir()
             site.cmkfs("init", str(vault), "--cmk", SHARED_CMK)
             vault.chmod(0o755)
             mounted = RealMount(site, vault, mountpoint, ["allow_other", "suid", "dev", *options])
             try:
-                yield Places(mounted, plain)
+                yield Places(mounted, plain, native)
                 mounted.check()
                 mounted.kill()  # to settle them all would take longer than all tests
             finally:
@@ -83,12 +85,20 @@ def with_acl(site: Site) -> Iterator[Places]:
         yield made
 
 
+def _new(place: Path) -> Path:
+    top = Path(tempfile.mkdtemp(prefix="r", dir=place))
+    top.chmod(0o755)
+    return top
+
+
 def check(places: Places, rules: Mapping[str, Rule], who: str) -> None:
     """Fail, with all that differs, unless every rule of the group holds."""
-    tops = [Path(tempfile.mkdtemp(prefix="r", dir=place)) for place in (places.mounted.path, places.plain)]
-    for top in tops:
-        top.chmod(0o755)
-    found = differences(rules, PEOPLE[who], *tops)
+    found = differences(rules, PEOPLE[who], _new(places.mounted.path), _new(places.plain))
+    if found and places.native is not None:
+        # What the backing does itself is no fault of ours: xfs moves the mtime of a directory that changes its parent.
+        again = {one.rule: rules[one.rule] for one in found}
+        there = differences(again, PEOPLE[who], _new(places.mounted.path), _new(places.native))
+        found = [one for one in found if (one.rule, one.what) in {(other.rule, other.what) for other in there}]
     if found:
         pytest.fail(f"{len(found)} differ:\n" + "\n".join(map(str, found)), pytrace=False)
     places.mounted.check()

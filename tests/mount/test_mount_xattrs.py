@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from children import ALICE, in_child
+from loop_disk import BACKING
 from real_mount import RealMount
 from side_by_side import SideBySide
 
@@ -147,22 +148,23 @@ def test_they_survive_every_way_to_empty_a_file(own_mount: RealMount) -> None:
     assert file.read_bytes() == b"new content"
 
 
-def test_many_attributes_and_then_no_space(both: SideBySide) -> None:
+def test_many_attributes_and_then_no_space(work: Path) -> None:
     """What the backing cannot hold is refused and harms nothing that is there."""
 
-    def story(place: Path) -> str:
-        (place / "file").touch()
-        os.setxattr(place / "file", "user.first", b"kept")
-        try:
-            for number in range(2000):
-                os.setxattr(place / "file", f"user.{number}", bytes(100))
-        except OSError as error:
-            assert os.getxattr(place / "file", "user.first") == b"kept"
-            assert len(os.listxattr(place / "file")) == number + 1
-            return errno.errorcode[error.errno or 0]
-        return "all"
-
-    assert both.same(story) == "ENOSPC"
+    file, failure, kept = work / "file", 0, 0
+    file.touch()
+    os.setxattr(file, "user.first", b"kept")
+    try:
+        for kept in range(2000):
+            os.setxattr(file, f"user.{kept}", bytes(100))
+    except OSError as error:
+        failure = error.errno or -1
+    assert os.getxattr(file, "user.first") == b"kept"
+    if BACKING in ("", "ext4"):
+        assert (failure, len(os.listxattr(file))) == (errno.ENOSPC, kept + 1)
+    else:  # has room for all of them, though no list of them fits in the 64 KiB of listxattr(2)
+        assert failure == 0
+        assert os.getxattr(file, f"user.{kept}") == bytes(100)
 
 
 def test_attributes_of_an_open_file_that_others_change(work: Path) -> None:

@@ -26,7 +26,7 @@ from cmkfs.errors import (
 from cmkfs.format.header import Identity
 from cmkfs.format.recipient import CmkId, CmkVersion, Recipient
 from cmkfs.format.vault import VaultFile, ZoneRecord
-from cmkfs.keys import keyring as keyring_module
+from cmkfs.keys import newest
 from cmkfs.keys.keyring import Keyring
 from cmkfs.keys.policies import Policies
 from cmkfs.keys.token_client import TokenClient
@@ -183,7 +183,8 @@ async def test_a_second_recipient_opens_what_the_first_does_not(serving: OneZone
 async def test_files_of_before_a_rotation_open_and_new_ones_use_the_newest(
     serving: OneZone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keyring_module, "_VERSION_SECONDS", -1.0)
+    monkeypatch.setattr(newest, "_KEEP_SECONDS", -1.0)
+    monkeypatch.setattr(newest, "_KEEP_TIMES_ITS_COST", 0)
     old = await serving.file()
     serving.token.rotate(serving.cmk.cmk_id)
     serving.keyring.end_leases(serving.zone, Locked("operator"))

@@ -134,3 +134,41 @@ async def test_a_lock_ends_the_waiting_at_once() -> None:
         await trio.testing.wait_all_tasks_blocked()
         pool.clear()
     assert refused == 3
+
+
+async def test_once_nobody_makes_files_it_holds_the_most(autojump_clock: trio.testing.MockClock) -> None:
+    async def prepare(count: int) -> list[NewFile]:
+        return [object()] * count  # type: ignore[list-item]
+
+    pool = DekPool(prepare, size=8, batch=4, most=100)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pool.keep_filled)
+        await trio.sleep(60)
+        assert len(pool) == 0
+        for _ in range(20):
+            await pool.take()
+            await trio.sleep(1)  # somebody is at work: no more than soon will do
+            assert len(pool) < 100
+        await trio.sleep(3)
+        assert len(pool) == 100
+        pool.end()
+
+
+async def test_batches_are_under_way_at_once_when_it_is_worth_it() -> None:
+    under_way, all_of_them = 0, trio.Event()
+
+    async def prepare(count: int) -> list[NewFile]:
+        nonlocal under_way
+        under_way += 1
+        if under_way == 1 + 5:  # the first one is for who asks, and the others are made ahead
+            all_of_them.set()
+        if under_way > 1:
+            await all_of_them.wait()
+        return [object()] * count  # type: ignore[list-item]
+
+    pool = DekPool(prepare, size=32, batch=4, most=32, parallel=lambda: 5)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pool.keep_filled)
+        await pool.take()
+        await until(lambda: len(pool) == 32)
+        pool.end()
