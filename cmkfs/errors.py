@@ -15,6 +15,7 @@ EXIT_KEY = 4
 EXIT_DAMAGED = 5
 EXIT_BUSY = 6
 EXIT_NOT_FOUND = 7
+EXIT_INTERRUPTED = 130
 
 
 class CmkfsError(Exception):

@@ -251,6 +251,7 @@ class Mounted:
             "pid": os.getpid(),
             "recovered": None if self.recovered is None else self.recovered.facts(),
             "has_policy": self.keyring.policies.get(self.root_zone.cmk_id) is not None,
+            "shut": [f"{zone.cmk_name} ({zone.reason})" for zone in self.keyring.zones.values() if zone.is_shut],
             "warnings": self.warnings(),
         }
 

@@ -120,8 +120,8 @@ class Recorder(Auditor):
         elif uid is not None:
             self._raise(self._alarm.refusal(uid, now))
         if isinstance(error, Disabled | Revoked):
-            name = zone.cmk_name if zone is not None else "?"
-            self._raise(self._alarm.about(Kind.DISABLED_KEY, f"uid {uid} wants to use CMK {name}: {error}", uid, now))
+            what = "a CMK" if zone is None else f"CMK {zone.cmk_name}"
+            self._raise(self._alarm.about(Kind.DISABLED_KEY, f"uid {uid} wants to use {what}: {error}", uid, now))
 
     def changed(
         self,

@@ -14,12 +14,11 @@ from cmkfs.cli.output import complain, use_any_bytes
 from cmkfs.errors import (
     EXIT_BUSY,
     EXIT_FAILED,
+    EXIT_INTERRUPTED,
     EXIT_NOT_FOUND,
     EXIT_USAGE,
     CmkfsError,
 )
-
-EXIT_INTERRUPTED = 130
 
 _COMMANDS: Mapping[str, str] = {
     "audit": "cmkfs.cli.audit:group",

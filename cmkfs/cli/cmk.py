@@ -129,7 +129,8 @@ def _set_enabled(name: str, enabled: bool, as_json: bool) -> int:
     by = person_name(own_process())
     document = {"name": name, "cmk_id": cmk.cmk_id.hex(), "state": state, "changed": changed, "by": by}
     said = f"CMK {name} is {state}" if changed else f"CMK {name} is {state} already"
-    facts({**document, **outcome.to_json()}, [said, *outcome.lines()], as_json=as_json)
+    locked = ", which stays locked until cmkfs unlock {where}" if enabled else ""
+    facts({**document, **outcome.to_json()}, [said, *outcome.lines(still_locked=locked)], as_json=as_json)
     recorded_cuts = record_cut_offs(home, outcome.cut_off) if outcome.cut_off else 0
     return complain_of_unconfirmed(outcome) or recorded_cuts or change.exit_code
 

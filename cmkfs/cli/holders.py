@@ -16,10 +16,10 @@ class Holder:
 
 
 def holders(mountpoint: str) -> list[Holder]:
-    """The processes that hold `mountpoint`, one line each; other users' only as root can see them."""
+    """The other processes that hold `mountpoint`, one line each; other users' only as root can see them."""
     found = []
     for process in Path("/proc").iterdir():
-        if process.name.isdecimal():
+        if process.name.isdecimal() and int(process.name) != os.getpid():
             path = next((path for path in _links(process) if _is_below(path, mountpoint)), None)
             if path is not None:
                 found.append(Holder(int(process.name), _program(process), path))

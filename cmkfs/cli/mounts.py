@@ -70,6 +70,8 @@ class Confirmations:
     unconfirmed: tuple[tuple[str, str], ...]
     cut_off: tuple[str, ...] = ()
     """Those of the confirmed that did not answer, so that nothing of them can be read any more."""
+    locked: tuple[str, ...] = ()
+    """Those of the confirmed that an operator has locked."""
 
     def to_json(self) -> Fields:
         """As the commands print it."""
@@ -78,9 +80,14 @@ class Confirmations:
             "unconfirmed": [{"mountpoint": where, "reason": why} for where, why in self.unconfirmed],
         }
 
-    def lines(self) -> list[str]:
-        """What to say to people of those that confirmed."""
-        return [cut_off_line(where) if where in self.cut_off else f"in force on {where}" for where in self.confirmed]
+    def lines(self, *, still_locked: str = "") -> list[str]:
+        """What to say to people of those that confirmed; of the locked ones `still_locked` too."""
+        return [self._line(where, still_locked) for where in self.confirmed]
+
+    def _line(self, where: str, still_locked: str) -> str:
+        if where in self.cut_off:
+            return cut_off_line(where)
+        return f"in force on {where}" + (still_locked.format(where=where) if where in self.locked else "")
 
 
 def confirm(home: Home, cmk: Cmk, objection: Callable[[Fields], str], *, shut: bool = False) -> Confirmations:
@@ -92,6 +99,7 @@ def confirm(home: Home, cmk: Cmk, objection: Callable[[Fields], str], *, shut: b
     live, dead = known(home)
     confirmed: list[str] = []
     cut_off: list[str] = []
+    locked: list[str] = []
     unconfirmed = [(entry.label, "dead; clear it with cmkfs umount") for entry in dead if _uses(entry, cmk)]
     for entry, answer in client.ask_each((entry for entry in live if _uses(entry, cmk)), _question(cmk, shut)):
         if isinstance(answer, CmkfsError):
@@ -101,11 +109,12 @@ def confirm(home: Home, cmk: Cmk, objection: Callable[[Fields], str], *, shut: b
             cut_off.append(entry.label)
         else:
             why = objection(answer)
+            locked += [entry.label] * (answer.get("state") == "locked")
         if why:
             unconfirmed.append((entry.label, why))
         else:
             confirmed.append(entry.label)
-    return Confirmations(tuple(confirmed), tuple(unconfirmed), tuple(cut_off))
+    return Confirmations(tuple(confirmed), tuple(unconfirmed), tuple(cut_off), tuple(locked))
 
 
 def _uses(entry: Entry, cmk: Cmk) -> bool:

@@ -61,7 +61,7 @@ def translate(error: pkcs11.PKCS11Error, doing: str) -> KeyUnavailable:
         return Disabled(f"the token refused {doing}: the key is disabled")
     if code == CKR_ACTION_PROHIBITED or isinstance(error, _DENIED):
         return KeyDenied(f"the token refused {doing} ({said})")
-    return TokenUnavailable(f"the token failed at {doing} ({said})")
+    return TokenUnavailable(f"the token failed {doing} ({said})")
 
 
 @contextmanager

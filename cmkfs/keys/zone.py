@@ -62,6 +62,11 @@ class Zone:
         """Why it is not serving, in words; empty if it is."""
         return "" if self.state is ZoneState.SERVING else str(self.refusal())
 
+    @property
+    def is_shut(self) -> bool:
+        """True if it serves nobody, the recovery neither."""
+        return self.state not in (ZoneState.SERVING, ZoneState.RECOVERING)
+
     def begin_serving(self, keys: ZoneKeys, *, recover_first: bool = False) -> None:
         """From now on leases are given; to the recovery only, until `end_recovering`."""
         self._keys = keys
