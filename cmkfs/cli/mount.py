@@ -142,9 +142,8 @@ def _say(order: _Order, report: Fields, as_json: bool) -> None:
     """Tell that files can be used, what the recovery did, and who can use them."""
     warnings = cast(list[str], report.get("warnings") or [])
     lines = [f"mounted {report.get('vault')} at {report.get('mountpoint')}", *recovery_lines(report)]
-    lines += [
-        f"  not to be used: zones under CMK {cmk}" for cmk in sorted(set(cast(list[str], report.get("shut") or [])))
-    ]
+    shut = sorted(set(cast(list[str], report.get("shut") or [])))
+    lines += [f"  not served: zones under CMK {cmk}" for cmk in shut]
     facts(report, [*lines, *(f"  warning: {warning}" for warning in warnings)], as_json=as_json)
     sys.stdout.flush()
     if order.options.allow_other and not report.get("has_policy"):

@@ -34,6 +34,9 @@ _LOOK_SECONDS: Final = 500e-6
 """How long to look for an answer before waiting for it in earnest: an embedded token answers within 150 µs, and
 being woken takes as long again."""
 
+OF_THE_WATCH: Final = frozenset({"canary", "policy"})
+"""The calls that are made twice a second also while nobody uses the mount."""
+
 _OPEN_SECONDS: Final = 10.0
 _KILL_SECONDS: Final = 5.0
 
@@ -61,22 +64,25 @@ class _Server:
         """True if it has ended, or has not answered within somebody's deadline."""
         return self.abandoned or self.process.poll() is not None
 
-    async def ask(self, message: bytes) -> Any:
-        """One exchange. After one that was cancelled the next waits for its answer first, and drops it."""
+    async def ask(self, message: bytes, *, urgent: bool = True) -> Any:
+        """One exchange. After one that was cancelled the next waits for its answer first, and drops it.
+
+        `urgent`: a program waits for it, which is worth some processor time.
+        """
         if self.abandoned:
-            await self._receive()
+            await self._receive(urgent=urgent)
         try:
             self.socket.send(message)
         except OSError as error:
             raise TokenUnavailable(f"the token's process is gone: {error.strerror}") from error
         self.abandoned = True  # unless we are here when it answers
-        succeeded, answer = pickle.loads(await self._receive())  # noqa: S301 - from the process that we began
+        succeeded, answer = pickle.loads(await self._receive(urgent=urgent))  # noqa: S301 - from the process that we began
         if succeeded:
             return answer
         raise answer
 
-    async def _receive(self) -> bytes:
-        data = await look_for(self._received, _LOOK_SECONDS)
+    async def _receive(self, *, urgent: bool) -> bytes:
+        data = await look_for(self._received, _LOOK_SECONDS) if urgent else None
         while data is None:
             await trio.lowlevel.wait_readable(self.socket)
             data = self._received()
@@ -149,15 +155,15 @@ class TokenProcess:
         if name == "recover" and (self._server.lost or not self._logged_in):
             await self._begin_anew(deadline)
             return None
-        return await self._in_turn(message, deadline)
+        return await self._in_turn(message, deadline, urgent=name not in OF_THE_WATCH)
 
-    async def _in_turn(self, message: bytes, deadline: float) -> Any:
+    async def _in_turn(self, message: bytes, deadline: float, *, urgent: bool) -> Any:
         if self._waiting >= MAX_WAITING:
             raise TokenUnavailable(f"the token is too slow: {self._waiting} calls wait for it")
         with trio.move_on_after(deadline):
             await self._take_turn()
             try:
-                return await self._server.ask(message)
+                return await self._server.ask(message, urgent=urgent)
             finally:
                 self._turn.release()
         raise TokenUnavailable(f"the token did not answer within {deadline:g} s")

@@ -15,7 +15,7 @@ import trio
 
 from cmkfs.errors import CmkfsError, PinRefused, TokenUnavailable
 from cmkfs.keys.access import TokenAccess
-from cmkfs.keys.token_process import MAX_WAITING, TokenProcess
+from cmkfs.keys.token_process import MAX_WAITING, OF_THE_WATCH, TokenProcess
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,6 @@ SLOW_SECONDS: Final = 0.002
 """A token whose calls take longer is worth more processes; an embedded one answers within a tenth of it."""
 _WEIGHT: Final = 0.1
 _LOGIN_SECONDS: Final = 10.0
-_OF_THE_WATCH: Final = frozenset({"canary", "policy"})
 
 
 class _Turn:
@@ -75,7 +74,7 @@ class TokenTeam:
             raise TokenUnavailable(f"the token is too slow: {len(self._waiting)} calls wait for it")
         with trio.move_on_after(deadline) as scope:
             while True:
-                process = await self._take(by_watch=name in _OF_THE_WATCH)
+                process = await self._take(by_watch=name in OF_THE_WATCH)
                 failed, began = False, time.monotonic()
                 try:
                     answer = await process.ask(deadline, name, *args, **named)

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from benchmark.subjects import BARE, OWN
+from benchmark.subjects import BARE, OWN, PEERS
 from benchmark.workloads import UNITS, Settings
 
 Rates = dict[str, list[float]]
@@ -32,8 +32,8 @@ class Row:
 
     @property
     def best_peer(self) -> str:
-        """The fastest filesystem that is neither ours nor the bare one."""
-        medians = {name: rate for name, rate in self.median.items() if name not in (OWN, BARE)}
+        """The fastest of the peers."""
+        medians = {name: rate for name, rate in self.median.items() if name in PEERS}
         return max(medians, key=lambda name: medians[name])
 
     def ratio_to(self, other: str) -> float:

@@ -47,7 +47,8 @@ class Subject:
 
 
 @contextmanager
-def _mounted(name: str, place: Path, mount: Command, umount: Command, environment: dict[str, str]) -> Iterator[Subject]:
+def mounted(name: str, place: Path, mount: Command, umount: Command, environment: dict[str, str]) -> Iterator[Subject]:
+    """A filesystem that `mount` mounts at `place`, for a block."""
     place.mkdir()
     try:
         run(*mount, **environment)
@@ -79,7 +80,7 @@ def cmkfs(scratch: Path) -> Iterator[Subject]:
         run(CMKFS, "token", "init")
         run(CMKFS, "cmk", "create", "bench")
         run(CMKFS, "init", vault, "--cmk", "bench")
-        with _mounted(OWN, plain, [CMKFS, "mount", vault, plain], [CMKFS, "umount", plain], environment) as subject:
+        with mounted(OWN, plain, [CMKFS, "mount", vault, plain], [CMKFS, "umount", plain], environment) as subject:
             yield subject
 
 
@@ -91,7 +92,7 @@ def gocryptfs(scratch: Path) -> Iterator[Subject]:
     password.write_text(f"{PASSWORD}\n")
     run("gocryptfs", "-init", "-q", "-passfile", password, vault)
     command: Command = ["gocryptfs", "-q", "-passfile", password, vault, plain]
-    with _mounted("gocryptfs", plain, command, ["fusermount3", "-u", plain], {}) as subject:
+    with mounted("gocryptfs", plain, command, ["fusermount3", "-u", plain], {}) as subject:
         yield subject
 
 
@@ -102,7 +103,7 @@ def securefs(scratch: Path) -> Iterator[Subject]:
     vault.mkdir()
     run("securefs", "create", "--pass", PASSWORD, vault)
     command: Command = ["securefs", "mount", "--background", "--pass", PASSWORD, vault, plain]
-    with _mounted("securefs", plain, command, ["fusermount", "-u", plain], {}) as subject:
+    with mounted("securefs", plain, command, ["fusermount", "-u", plain], {}) as subject:
         yield subject
 
 
@@ -112,7 +113,7 @@ def encfs(scratch: Path) -> Iterator[Subject]:
     vault, plain = scratch / "encfs", scratch / "encfs-plain"
     vault.mkdir()
     command: Command = ["encfs", "--standard", f"--extpass=echo {PASSWORD}", vault, plain]
-    with _mounted("encfs", plain, command, ["fusermount", "-u", plain], {}) as subject:
+    with mounted("encfs", plain, command, ["fusermount", "-u", plain], {}) as subject:
         yield subject
 
 
@@ -124,7 +125,7 @@ def cryfs(scratch: Path) -> Iterator[Subject]:
     password.write_text(f"{PASSWORD}\n")
     asks_nothing = {"CRYFS_FRONTEND": "noninteractive", "CRYFS_NO_UPDATE_CHECK": "true"}
     command: Command = ["sh", "-c", 'cryfs "$1" "$2" <"$3"', "cryfs", vault, plain, password]
-    with _mounted("cryfs", plain, command, ["cryfs-unmount", plain], asks_nothing) as subject:
+    with mounted("cryfs", plain, command, ["cryfs-unmount", plain], asks_nothing) as subject:
         yield subject
 
 

@@ -42,6 +42,14 @@ def test_lock_closes_every_door_and_unlock_opens_them(served: RealMount) -> None
         everything_works(doors)
 
 
+def test_enable_says_what_stays_locked(served: RealMount) -> None:
+    served.site.cmkfs("lock", str(served.path))
+    served.site.cmkfs("cmk", "disable", OWN_CMK)
+    said = served.site.cmkfs("cmk", "enable", OWN_CMK)
+    assert f"in force on {served.path}, which stays locked until cmkfs unlock {served.path}\n" in said
+    served.site.cmkfs("unlock", str(served.path))
+
+
 def test_disabled_from_another_process_shuts_within_the_bound(served: RealMount) -> None:
     with opened(served.path) as doors:
         served.site.cmkfs("cmk", "disable", OWN_CMK)

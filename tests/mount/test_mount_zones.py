@@ -361,7 +361,9 @@ def test_mount_with_a_cmk_that_is_disabled(company: Company) -> None:
     mounted.down()
     site.cmkfs("cmk", "disable", HR)
     try:
-        mounted.up()
+        told = mounted.site.cmkfs("mount", str(mounted.vault), str(top))
+        assert "\n  not served: zones under CMK hr (" in told
+        mounted.adopt(mounted.ask("status")["pid"])
         assert (top / "legal" / "plan").read_bytes() == PLAN
         assert refusal(lambda: os.listdir(top / "hr")) == "ENOKEY"
         assert (top / "hr").stat().st_mode
@@ -370,7 +372,7 @@ def test_mount_with_a_cmk_that_is_disabled(company: Company) -> None:
         site.cmkfs("unlock", str(top), codes=[4])
     finally:
         said = site.cmkfs("cmk", "enable", HR)
-    assert f"in force on {top}" in said
+    assert f"in force on {top}\n" in said
     assert (top / "hr" / "plan").read_bytes() == PLAN
     assert (top / "hr" / "board" / "plan").read_bytes() == PLAN
 
