@@ -1,11 +1,12 @@
 """From the configuration to a token: which module, which token, whose PIN; embedded or not.
 
-Nothing here loads the module before it must: `read_pin` may run in the command, `open` in the daemon.
+Nothing here loads the module, or what speaks with one, before it must: a daemon has a process for that.
 """
 
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cmkfs import config
 from cmkfs.config import TokenConfig
@@ -13,9 +14,10 @@ from cmkfs.errors import NotFound, TokenUnavailable
 from cmkfs.home import Home
 from cmkfs.keys import embedded
 from cmkfs.keys.pin import PinKind, PinSource, read_pin
-from cmkfs.keys.pkcs11 import Pkcs11Provider
-from cmkfs.keys.pkcs11_session import list_tokens
 from cmkfs.keys.provider import TokenInfo
+
+if TYPE_CHECKING:
+    from cmkfs.keys.pkcs11 import Pkcs11Provider
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +46,14 @@ class TokenAccess:
 
     def tokens(self) -> tuple[TokenInfo, ...]:
         """The initialised tokens that the module shows; needs no PIN. Raises TokenUnavailable."""
+        from cmkfs.keys.pkcs11_session import list_tokens
+
         return list_tokens(self.module, self.softhsm2_conf)
 
-    def open(self, pin: str, *, read_write: bool) -> Pkcs11Provider:
+    def open(self, pin: str, *, read_write: bool) -> "Pkcs11Provider":
         """Log in; in the thread that will use the provider. Raises TokenUnavailable, PinRefused, Busy."""
+        from cmkfs.keys.pkcs11 import Pkcs11Provider
+
         label, serial = self.label, self.serial
         if not label:
             found = self.tokens()

@@ -8,7 +8,6 @@ Whatever puts the directory in place (init, restore) builds it beside its place 
 there whole or not at all. The same holds for a backup.
 """
 
-import ctypes
 import errno
 import glob
 import os
@@ -21,12 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
-import pkcs11
-from pkcs11 import TokenFlag
-
 from cmkfs.errors import AlreadyExists, Busy, ConfigError, NotFound, TokenUnavailable, UsageError
-from cmkfs.keys.pkcs11_errors import translated
-from cmkfs.keys.pkcs11_session import loaded, present_tokens
 
 _CONF: Final = "softhsm2.conf"
 _TOKENS: Final = "tokens"
@@ -34,7 +28,7 @@ _PIN: Final = "pin"
 _SO_PIN: Final = "so-pin"
 _TOKENDIR_LINE = re.compile(r"(?m)^\s*directories\.tokendir\s*=.*$")
 _COPY_TRIES: Final = 5
-_LABEL_BYTES: Final = 32
+LABEL_BYTES: Final = 32
 
 MODULE_PATHS: Final = (
     "/usr/lib/softhsm/libsofthsm2.so",
@@ -85,10 +79,12 @@ def init_token(home: TokenHome, label: str) -> bool:
 
     Raises UsageError (label), TokenUnavailable (no SoftHSM2), Busy (this process uses the module).
     """
+    from cmkfs.keys import softhsm_init  # loads what speaks with modules, which a daemon leaves to others
+
     if exists(home):
         return False
-    if not label or len(label.encode()) > _LABEL_BYTES or label != label.strip():
-        raise UsageError(f"a token label has 1 to {_LABEL_BYTES} bytes and no blanks around it, not {label!r}")
+    if not label or len(label.encode()) > LABEL_BYTES or label != label.strip():
+        raise UsageError(f"a token label has 1 to {LABEL_BYTES} bytes and no blanks around it, not {label!r}")
     module = find_module()
     with _built_beside(home.token_dir) as building:
         (building / _TOKENS).mkdir(mode=0o700)
@@ -96,7 +92,7 @@ def init_token(home: TokenHome, label: str) -> bool:
         _write_private(building / _PIN, pin + "\n")
         _write_private(building / _SO_PIN, so_pin + "\n")
         _write_private(building / _CONF, _conf_text(building))
-        _init_in(building, module, label, pin, so_pin)
+        softhsm_init.init_token(building / _CONF, module, label, pin, so_pin)
         _write_private(building / _CONF, _conf_text(home.token_dir))
         try:
             _put_in_place(building, home.token_dir)
@@ -154,32 +150,6 @@ def _conf_text(token_dir: Path) -> str:
         "log.level = ERROR\n"
         "slots.removable = false\n"
     )
-
-
-def _init_in(token_dir: Path, module: str, label: str, pin: str, so_pin: str) -> None:
-    """Initialise a token in an empty `token_dir` and set its PIN."""
-    with loaded(module, token_dir / _CONF) as library:
-        with translated("to show a free slot"):
-            slot = library.get_slots(token_present=True)[0]
-        # python-pkcs11 has no C_InitToken, and softhsm2-util would take the PINs on its command line.
-        # The module is loaded once per process, so this is the one that `loaded` has initialised.
-        init = ctypes.CDLL(module).C_InitToken
-        init.argtypes = [ctypes.c_ulong, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
-        init.restype = ctypes.c_ulong
-        padded = label.encode().ljust(_LABEL_BYTES)
-        code = init(slot.slot_id, so_pin.encode(), len(so_pin.encode()), padded)
-        if code != 0:
-            raise TokenUnavailable(f"SoftHSM could not initialise a token in {token_dir} (error {code:#x})")
-        with translated("to set the PIN"):
-            library.reinitialize()
-            token = next(token for token in present_tokens(library) if _is_initialised(token))
-            session = token.open(rw=True, so_pin=so_pin)
-            session.init_pin(pin)
-            session.close()
-
-
-def _is_initialised(token: pkcs11.Token) -> bool:
-    return bool(token.flags & TokenFlag.TOKEN_INITIALIZED)
 
 
 @contextmanager

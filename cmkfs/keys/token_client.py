@@ -17,6 +17,11 @@ BATCH_SECONDS: Final = 0.02
 """A batch of wraps ends after this, so that with a slow token nothing waits behind more than one of them."""
 
 
+LARGEST_MESSAGE: Final = 1 << 20
+"""Bytes of a call, or of its answer, to a process that makes it."""
+OPEN: Final = "open"
+"""The name of the first call to such a process: log in."""
+
 WrappedSecret = tuple[CmkVersion, bytes, bytes]
 """What an unwrap needs: version, wrapped bytes, context."""
 

@@ -20,7 +20,7 @@ import trio
 
 from cmkfs.errors import PinRefused, TokenUnavailable
 from cmkfs.keys.access import TokenAccess
-from cmkfs.keys.token_server import LARGEST_MESSAGE, OPEN
+from cmkfs.keys.token_client import LARGEST_MESSAGE, OPEN
 from cmkfs.looking import look_for
 from cmkfs.priority import put_first
 

@@ -10,16 +10,14 @@ import pickle
 import signal
 import socket
 import sys
-from typing import Any, Final
+from typing import Any
 
 from cmkfs.errors import CmkfsError, TokenUnavailable
 from cmkfs.keys.memory import protect_memory
 from cmkfs.keys.pkcs11 import Pkcs11Provider
-from cmkfs.keys.token_client import perform
+from cmkfs.keys.token_client import LARGEST_MESSAGE, OPEN, perform
 from cmkfs.privileges import no_new_privileges
 
-LARGEST_MESSAGE: Final = 1 << 20
-OPEN: Final = "open"
 _PR_SET_PDEATHSIG = 1
 
 

@@ -205,7 +205,7 @@ def test_enable_leaves_locked_what_someone_locked(with_token: Cmkfs, cmk_id: str
     assert document["confirmed"] == ["/mnt/a"]
     assert document["unconfirmed"] == [{"mountpoint": "/mnt/b", "reason": "it is disabled"}]
     assert ran.code == 1
-    assert ran.out == "CMK main is enabled already\nin force on /mnt/a\n"
+    assert ran.out == "CMK main is enabled already\nin force on /mnt/a, which stays locked until cmkfs unlock /mnt/a\n"
     assert ran.err == "cmkfs: /mnt/b has not confirmed: it is disabled; try: cmkfs status /mnt/b\n"
 
 

@@ -32,7 +32,7 @@ def test_a_lock_and_a_disable_are_soon_in_force(tmp_path: Path) -> None:
         assert max(read, stat) <= returned < LOCK_MS
     for read, stat, _ in samples["disable"]:
         assert max(read, stat) < DISABLE_MS
-    assert "cmkfs-bench-" not in Path("/proc/self/mountinfo").read_text()
+    assert "cmkfs-bench-lock-" not in Path("/proc/self/mountinfo").read_text()
 
 
 def test_no_read_succeeds_after_a_lock_and_no_fsync_is_lost() -> None:

@@ -52,7 +52,7 @@ async def give_up(harness: Harness) -> None:
 async def test_nothing_is_left_of_a_zone_that_was_removed(harness: Harness, nursery: trio.Nursery) -> None:
     mounted = await harness.mount()
     keyring = mounted.keyring
-    before = [len(kept) for kept in (keyring.zones, keyring._caches, keyring._pools, keyring._versions)]
+    before = [len(kept) for kept in (keyring.zones, keyring._caches, keyring._pools, keyring._newest)]
     watches, tasks = dict(mounted.watches), len(nursery.child_tasks)
     for _ in range(3):
         zone = await make_zone(harness, nursery)
@@ -65,7 +65,7 @@ async def test_nothing_is_left_of_a_zone_that_was_removed(harness: Harness, nurs
         await trio.testing.wait_all_tasks_blocked()
     assert len(nursery.child_tasks) == tasks
     assert mounted.watches == watches
-    assert [len(kept) for kept in (keyring.zones, keyring._caches, keyring._pools, keyring._versions)] == before
+    assert [len(kept) for kept in (keyring.zones, keyring._caches, keyring._pools, keyring._newest)] == before
 
 
 async def test_a_cmk_that_others_are_under_is_watched_on(harness: Harness, nursery: trio.Nursery) -> None:
