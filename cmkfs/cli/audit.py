@@ -13,7 +13,7 @@ from cmkfs.accounts import uid_of, user_name
 from cmkfs.audit.chain import Line, parse
 from cmkfs.audit.reading import Filter, chains, columns, records
 from cmkfs.cli.options import PATH, Group, json_option
-from cmkfs.cli.output import complain, facts, printable
+from cmkfs.cli.output import complain, facts, note, printable
 from cmkfs.cli.times import point_in_time
 from cmkfs.errors import EXIT_DAMAGED, NotFound, UsageError
 from cmkfs.home import Home
@@ -73,8 +73,11 @@ def show(
     if as_json:
         print(json.dumps({"records": [columns(line) for line in found]}))
         return
+    line = None
     for line in found:
         print(printable(_text(line)))
+    if line is None:
+        note("nothing is recorded" if wanted == Filter() else "nothing like that is recorded; all: cmkfs audit show")
 
 
 def _uid(user: str | None) -> int | None:

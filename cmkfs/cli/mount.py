@@ -18,7 +18,7 @@ from cmkfs.cli.status import recovery_lines
 from cmkfs.config import Config, MountOptions
 from cmkfs.control.protocol import Fields
 from cmkfs.control.registry import socket_path
-from cmkfs.errors import CmkfsError
+from cmkfs.errors import CmkfsError, MountFailed
 from cmkfs.home import Home, private_directory, private_tree
 
 
@@ -93,6 +93,10 @@ def _as_daemon(order: _Order, vault: Path, mountpoint: Path, ready_fd: int, pin_
         return _serve(order, vault, mountpoint, _pin_from(pin_fd), pipe.ready)
     except CmkfsError as error:
         pipe.failed(error)
+        raise
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        pipe.failed(MountFailed(f"{where}{error.strerror}", hint=""))
         raise
 
 

@@ -331,3 +331,10 @@ def test_status_starts_without_what_it_does_not_need(with_token: Cmkfs) -> None:
         env=with_token.environment,
     )
     assert ran.stdout == "nothing is mounted\n[]\n"
+
+
+def test_nothing_recorded_is_said(cmkfs: Cmkfs) -> None:
+    assert cmkfs("audit", "show") == Ran(0, "", "cmkfs: nothing is recorded\n")
+    nothing = "cmkfs: nothing like that is recorded; all: cmkfs audit show\n"
+    assert cmkfs("audit", "show", "--event", "opn") == Ran(0, "", nothing)
+    assert cmkfs.ok("audit", "show", "--event", "opn", "--json") == '{"records": []}\n'

@@ -336,3 +336,15 @@ def test_the_helper_says_how_it_is_used() -> None:
     ran = subprocess.run([SHIM, "v"], check=False, capture_output=True, text=True)
     assert ran.returncode == 2
     assert ran.stderr.startswith("mount.fuse.cmkfs: usage: ")
+
+
+
+def test_what_the_daemon_meets_on_the_disk_is_one_line_of_the_command(vault: Cmkfs) -> None:
+    """A directory in the place of a file of the vault's own, say: not a traceback, nor the last line of a log."""
+    owner = vault.work / "v" / "cmkfs.owner"
+    owner.mkdir()
+    ran = vault("mount", "v", "mp")
+    owner.rmdir()
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.count("cmkfs: ") == 1
+    assert "cmkfs.owner" in ran.err
