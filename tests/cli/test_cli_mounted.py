@@ -338,7 +338,6 @@ def test_the_helper_says_how_it_is_used() -> None:
     assert ran.stderr.startswith("mount.fuse.cmkfs: usage: ")
 
 
-
 def test_what_the_daemon_meets_on_the_disk_is_one_line_of_the_command(vault: Cmkfs) -> None:
     """A directory in the place of a file of the vault's own, say: not a traceback, nor the last line of a log."""
     owner = vault.work / "v" / "cmkfs.owner"

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -150,6 +151,44 @@ def test_the_pin_is_changed_under_a_mount(faulty: tuple[RealMount, TokenFaults])
     (mounted.site.home.token_dir / "pin").write_text("another-pin\n")
     mounted.up()
     assert (mounted.path / "file").read_bytes() == b"x" * 5_000
+
+
+@pytest.mark.alone
+def test_a_disable_overtakes_those_who_wait_for_a_slow_token(faulty: tuple[RealMount, TokenFaults]) -> None:
+    """8 threads read files whose keys are not here; the news of a disable does not wait behind them."""
+    mounted, faults = faulty
+    names = [mounted.path / f"file {number}" for number in range(800)]
+    for name in names:
+        name.write_bytes(b"x" * 100)
+    mounted.again()
+    faults.delay(0.01)
+    ended, refused = threading.Event(), threading.Event()
+
+    def read(some: list[Path]) -> None:
+        for name in some:
+            if not tried(name.read_bytes):
+                refused.set()
+                return
+            if ended.is_set():
+                return
+
+    readers = [threading.Thread(target=read, args=(names[number::8],)) for number in range(8)]
+    for reader in readers:
+        reader.start()
+    try:
+        with mounted.site.nobody_is_told():
+            mounted.site.cmkfs("cmk", "disable", OWN_CMK)
+        disabled = time.monotonic()
+        for reader in readers:
+            reader.join()
+        assert refused.is_set(), "all was read before the disable: the test shows nothing"
+        assert time.monotonic() - disabled < 1.5
+        assert mounted.ask("status")["state"] == "disabled"
+    finally:
+        ended.set()
+        faults.delay(0)
+        mounted.site.cmkfs("cmk", "enable", OWN_CMK)
+    await_all(mounted, {names[0].name: b"x" * 100, names[-1].name: b"x" * 100})
 
 
 def turn_of_the_day() -> int:
