@@ -39,6 +39,7 @@ class AccessTimes:
         """
         if flags & (os.O_ACCMODE | os.O_TRUNC | os.O_NOATIME) or file.handles > 1 or not self._is_due(file):
             return KEEP_CACHE
+        file.inode.ctime_moved = False
         if file.size <= _READ_AGAIN:
             return 0
         if self._device is not None:
@@ -47,9 +48,11 @@ class AccessTimes:
         return KEEP_CACHE
 
     def _is_due(self, file: OpenFile) -> bool:
-        """What relatime asks (fs/inode.c, relatime_need_update), but for ctime: settling moves that, too."""
+        """What relatime asks (fs/inode.c, relatime_need_update). Of ctime what programs did: settling moves it too."""
         if self._backing.reads_leave_no_trace:
             return False
+        if file.inode.ctime_moved:
+            return True
         found, kept = os.fstat(file.fd), file.pages.mtime_ns
         mtime_ns = found.st_mtime_ns if kept is None else kept
         return mtime_ns >= found.st_atime_ns or time.time_ns() - found.st_atime_ns >= _DAY_NS

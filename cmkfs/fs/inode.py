@@ -20,6 +20,7 @@ class Inode:
     __slots__ = (
         "__weakref__",
         "bare",
+        "ctime_moved",
         "dir_fd",
         "directory",
         "file",
@@ -55,6 +56,8 @@ class Inode:
         """Somebody lost the use of it: until the kernel has looked it up anew, nothing is given out (`revocation`)."""
         self.bare = False
         """True if it is known to have no extended attributes: the kernel asks before the first write to a file."""
+        self.ctime_moved = False
+        """A program changed something else than content since it was read: the next read is seen in atime."""
         self.trouble = ""
         """Why its content could not be read or stored (`troubles`), until it is written anew."""
         self.told_size: int | None = None
@@ -76,6 +79,7 @@ class Inode:
     def add_place(self, parent: "Inode", name: bytes) -> None:
         """It is (also) called `name` in `parent`. A directory has one place, another inode as many as it has links."""
         self.parent = parent
+        self.ctime_moved |= bool(self.places) and not self.places.is_at((parent, name))
         if self.is_dir:
             self.places.replace((parent, name))
         else:
@@ -83,6 +87,7 @@ class Inode:
 
     def drop_place(self, parent: "Inode", name: bytes) -> None:
         """It is no longer called `name` in `parent`."""
+        self.ctime_moved = True
         self.places.drop((parent, name))
         self.parent = self.places.newest[0] if self.places else parent
 

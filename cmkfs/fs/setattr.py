@@ -47,6 +47,8 @@ class Setattr:
         if changes.size is None or changes.more_than_size:
             if self.is_so(inode, changes):
                 return
+            if changes.more_than_times or changes.atime_ns is not None:
+                inode.ctime_moved = True
             with self._inodes.reach(inode) as path:
                 self._change(path, inode, changes, request)
                 if changes.atime_ns is not None or changes.mtime_ns is not None:

@@ -67,13 +67,14 @@ class Xattrs:
             raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
         owner = self._owner_id(inode)
         sealed = zone.keys.seal_xattr(owner, name, value)
-        inode.bare = False
+        inode.bare, inode.ctime_moved = False, True
         with self._inodes.reach(inode) as path, _no_namespace():
             os.setxattr(path, _prefix(inode) + zone.keys.xattr_handle(owner, name), sealed, flags)
 
     def remove(self, inode: Inode, zone: Zone, name: bytes) -> None:
         """Remove an attribute. Raises OSError ENODATA."""
         handle = zone.keys.xattr_handle(self._owner_id(inode), name)
+        inode.ctime_moved = True
         with self._inodes.reach(inode) as path:
             os.removexattr(path, _prefix(inode) + handle)
 
