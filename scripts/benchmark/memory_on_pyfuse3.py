@@ -1,7 +1,6 @@
 """A filesystem in memory on pyfuse3: what no filesystem on it can be faster than. `python memory_on_pyfuse3.py DIR`."""
 
 import errno
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import pyfuse3  # type: ignore[import-not-found,unused-ignore]
 import trio
 
-from benchmark.memory_tree import Node, Tree
+from benchmark.memory_tree import Node, Tree, to_background
 
 KEEP_SECONDS = 300
 
@@ -113,9 +112,7 @@ def main(arguments: Sequence[str]) -> None:
     """Mount, go to the background, serve until unmounted."""
     options = {*pyfuse3.default_options, "fsname=memory", "default_permissions", "allow_other"}
     pyfuse3.init(Operations(), arguments[0], options)
-    if os.fork():
-        os._exit(0)
-    os.setsid()
+    to_background()
     try:
         trio.run(pyfuse3.main)
     finally:

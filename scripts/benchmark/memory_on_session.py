@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trio
 
-from benchmark.memory_tree import Node, Tree
+from benchmark.memory_tree import Node, Tree, to_background
 from cmkfs.caller import Request
 from cmkfs.fs.fusedev import FuseDevice, MountRequest, open_device
 from cmkfs.fuse.dispatch import Arguments
@@ -116,9 +116,7 @@ async def serve(device: FuseDevice) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Mount, go to the background, serve until unmounted."""
     device = open_device(Path(arguments[0]), MountRequest(source=b"memory", allow_other=True))
-    if os.fork():
-        os._exit(0)
-    os.setsid()
+    to_background()
     device.attach(Operations())
     trio.run(serve, device)
     device.close()

@@ -76,3 +76,13 @@ class Tree:
         content = self.nodes[ino].content
         del content[size:]
         content.extend(bytes(size - len(content)))
+
+
+def to_background() -> None:
+    """The mount is there: whoever waits for the command, or for the end of its output, goes on."""
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    with open(os.devnull, "r+b") as nothing:
+        for descriptor in range(3):
+            os.dup2(nothing.fileno(), descriptor)
