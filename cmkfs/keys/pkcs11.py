@@ -120,17 +120,18 @@ class Pkcs11Provider:
 
     def policy(self, cmk_id: CmkId) -> str | None:
         """The policy's TOML text, None without one. Raises CmkNotFound, TokenUnavailable, Tampered."""
-        key = self._keys.of(cmk_id)[0]
+        name = self._keys.name_of(cmk_id)
         wrong = "cannot be read"
         for _ in range(_POLICY_TRIES):
             # None at all may mean that another process put a new one in place of the old one meanwhile:
             # SoftHSM's searches are no snapshots.
-            policies = self._policies(key)
+            policies = self._policies(cmk_id, name)
             if policies and policies[-1][1].epoch >= self._policy_epochs.get(cmk_id, 0):
                 self._policy_epochs[cmk_id] = policies[-1][1].epoch
                 return policies[-1][1].text
             wrong = "was changed to an older one" if policies else wrong
-        raise Tampered(f"the policy of CMK {key.name!r} {wrong}", hint="cmkfs policy set NAME FILE")
+        self._keys.of(cmk_id)  # gone altogether, perhaps
+        raise Tampered(f"the policy of CMK {name!r} {wrong}", hint="cmkfs policy set NAME FILE")
 
     def token_info(self) -> TokenInfo:
         """The token, asked now. Raises TokenUnavailable."""
@@ -212,7 +213,7 @@ class Pkcs11Provider:
         self._require_read_write("to change a policy")
         with self._session.lock.changing(), translated("to change a policy"):
             newest = self._keys.of(cmk_id)[0]
-            old = self._policies(newest)
+            old = self._policies(cmk_id, newest.name)
             # The time, so that it counts also where an older policy was put back: those who know better refuse that.
             epoch = max(time.time_ns() // 1000, *(record.epoch + 1 for _, record in old), 1)
             value = PolicyRecord(cmk_id, epoch, text).to_bytes()
@@ -257,14 +258,14 @@ class Pkcs11Provider:
         # Half-written or lost: the key itself is whole, only its history is unknown.
         return CmkRecord(key.cmk_id, key.name, cmk.KEY_TYPE, _UNKNOWN, _UNKNOWN)
 
-    def _policies(self, key: KeyObject) -> list[tuple[pkcs11.Object, PolicyRecord]]:
+    def _policies(self, cmk_id: CmkId, name: str) -> list[tuple[pkcs11.Object, PolicyRecord]]:
         """The CMK's policies that can be read, by epoch."""
 
         def read(item: pkcs11.Object) -> tuple[pkcs11.Object, PolicyRecord]:
             return item, PolicyRecord.from_bytes(read_value(item))
 
-        found = self._session.search(policy_records(key.name), read).values
-        ours = [(item, record) for item, record in found if record.cmk_id == key.cmk_id]
+        found = self._session.search(policy_records(name), read).values
+        ours = [(item, record) for item, record in found if record.cmk_id == cmk_id]
         return sorted(ours, key=lambda pair: (pair[1].epoch, pair[1].text or ""))
 
     def _require_read_write(self, doing: str) -> None:

@@ -79,6 +79,12 @@ class KeyHandles:
         found = self._find(keys_named(first[0].name), cmk_id)
         return self._noted([item for item in found if item.cmk_id == cmk_id] or first)
 
+    def name_of(self, cmk_id: CmkId) -> str:
+        """The name of the CMK, which never changes: searched for once. Raises CmkNotFound, TokenUnavailable."""
+        if cmk_id not in self._names:
+            self.of(cmk_id)
+        return self._names[cmk_id]
+
     def encrypt(self, cmk_id: CmkId, version: int, iv: bytes, plain: bytes, context: bytes) -> bytes:
         """AES-256-GCM in the token: ciphertext ‖ tag. Raises Disabled, CmkNotFound, TokenUnavailable."""
 
