@@ -56,7 +56,7 @@ class DekPool:
         self._batch = self._largest_batch = batch
         self._most = most
         self._parallel = parallel
-        self._taken = 0
+        self._taken = self._seen = 0
         self._filled_at = 0.0
         self._ready: deque[NewFile] = deque()
         self._wanted = trio.Event()
@@ -127,11 +127,15 @@ class DekPool:
         return len(self._ready) <= self._size // 8
 
     async def _until_quiet(self) -> None:
-        """Whoever makes many files now is not to share the processor with the making of keys for later."""
-        before = -1
+        """Whoever makes many files now is not to share the processor with the making of keys for later.
+
+        With a token that answers at once that is all that it costs, so there is a pause before each batch.
+        """
+        before = self._seen if self._parallel() > 1 else -1
         while not self._is_low and before != self._taken:
             before = self._taken
             await trio.sleep(_QUIET_SECONDS)
+        self._seen = self._taken
 
     async def _fill(self, size: int) -> None:
         """Up to `size`, with as many batches at once as are worth it. Raises CmkfsError, or a group of them."""
