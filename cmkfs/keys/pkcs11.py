@@ -133,6 +133,10 @@ class Pkcs11Provider:
         self._keys.of(cmk_id)  # gone altogether, perhaps
         raise Tampered(f"the policy of CMK {name!r} {wrong}", hint="cmkfs policy set NAME FILE")
 
+    def log_in_no_more(self) -> None:
+        """From now on a session that ends is not begun anew: TokenUnavailable is raised instead."""
+        self._session.log_in_no_more()
+
     def token_info(self) -> TokenInfo:
         """The token, asked now. Raises TokenUnavailable."""
         return self._session.info()

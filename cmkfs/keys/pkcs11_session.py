@@ -160,7 +160,7 @@ class TokenSession:
         self._pin = pin
         self._read_write = read_write
         self._owner = (os.getpid(), threading.get_ident())
-        self._pin_refused = False
+        self._pin_refused = self._only_once = False
         self._closed = False
         self._serial = address.serial
         self._session: pkcs11.Session | None = None
@@ -256,12 +256,18 @@ class TokenSession:
                     broken += 1
         return Found([value for value in values if value is not None], broken)
 
+    def log_in_no_more(self) -> None:
+        """`reopen` raises TokenUnavailable from now on: somebody else decides whether the PIN is tried again."""
+        self._only_once = True
+
     def reopen(self) -> None:
         """Drop every handle, initialise the module again, find the token and log in, once.
 
         Raises TokenUnavailable, and PinRefused without a try if the PIN was refused before.
         """
         self._require_owner()
+        if self._only_once:
+            raise TokenUnavailable("the session with the token has ended")
         if self._pin_refused:
             raise PinRefused("the token refused the PIN before; it is not tried again")
         if self._closed:

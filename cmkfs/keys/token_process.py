@@ -14,6 +14,7 @@ import pickle
 import socket
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import trio
@@ -51,18 +52,29 @@ class _Server:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LARGEST_MESSAGE)
             # Nothing is imported from the directory in which somebody happens to mount.
             command = [sys.executable, "-P", "-m", "cmkfs.keys.token_server", str(theirs.fileno())]
-            self.process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, cwd="/", start_new_session=True
-            )
+            try:
+                self.process = subprocess.Popen(
+                    command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, cwd="/", start_new_session=True
+                )
+            except BaseException:
+                self.socket.close()
+                raise
         put_first(self.process.pid)  # a disable is learned through it
         self.socket.setblocking(False)
         self.abandoned = False
         """True while an answer is due for which nobody waits any more."""
+        self.logging_in = False
+        """True while the answer to a login is due, whether somebody waits for it or not."""
 
     @property
     def lost(self) -> bool:
         """True if it has ended, or has not answered within somebody's deadline."""
-        return self.abandoned or self.process.poll() is not None
+        return self.abandoned or self.ended
+
+    @property
+    def ended(self) -> bool:
+        """True if there is no process any more."""
+        return self.process.poll() is not None
 
     async def ask(self, message: bytes, *, urgent: bool = True) -> Any:
         """One exchange. After one that was cancelled the next waits for its answer first, and drops it.
@@ -75,18 +87,25 @@ class _Server:
             self.socket.send(message)
         except OSError as error:
             raise TokenUnavailable(f"the token's process is gone: {error.strerror}") from error
-        self.abandoned = True  # unless we are here when it answers
+        return await self.answer(urgent=urgent)
+
+    async def answer(self, *, urgent: bool = False) -> Any:
+        """What is answered to what was asked last. Raises what the call raised, and TokenUnavailable."""
         succeeded, answer = pickle.loads(await self._receive(urgent=urgent))  # noqa: S301 - from the process that we began
         if succeeded:
             return answer
         raise answer
 
     async def _receive(self, *, urgent: bool) -> bytes:
-        data = await look_for(self._received, _LOOK_SECONDS) if urgent else None
-        while data is None:
-            await trio.lowlevel.wait_readable(self.socket)
-            data = self._received()
-        self.abandoned = False
+        answered = self.abandoned = False
+        try:
+            data = await look_for(self._received, _LOOK_SECONDS) if urgent else None
+            while data is None:
+                await trio.lowlevel.wait_readable(self.socket)
+                data = self._received()
+            answered = True
+        finally:
+            self.abandoned = not answered
         return data
 
     def _received(self) -> bytes | None:
@@ -110,15 +129,28 @@ class _Server:
             self.process.wait()
 
 
+class PinRefusal:
+    """What the token said of the PIN when it refused it; shared by all processes that would try the same one."""
+
+    def __init__(self) -> None:
+        self.said: str | None = None
+
+    def check(self) -> None:
+        """Raises PinRefused if it was refused to anybody."""
+        if self.said is not None:
+            raise PinRefused(self.said)
+
+
 class TokenProcess:
     """A transport for `TokenClient`. The process is begun at once, so that it is there when it is needed."""
 
-    def __init__(self) -> None:
+    def __init__(self, refusal: PinRefusal | None = None) -> None:
+        """Raises OSError if no process can be begun."""
         self._server = _Server()
         self._turn = trio.Lock()
         self._open_message: bytes | None = None
         self._logged_in = False
-        self._refused: str | None = None
+        self._refusal = refusal or PinRefusal()
         self._waiting = 0
 
     @property
@@ -140,22 +172,29 @@ class TokenProcess:
         """At once; whoever waits for an answer gets TokenUnavailable. `close` is still to come."""
         self._server.process.kill()
 
-    def refuse(self, error: PinRefused) -> None:
-        """The PIN was refused to another process: this one does not try it."""
-        self._refused = str(error)
+    async def open(self, access: TokenAccess, pin: str, deadline: float, *, once: bool = False) -> None:
+        """Log in. Raises TokenUnavailable, PinRefused, Busy.
 
-    async def open(self, access: TokenAccess, pin: str, deadline: float) -> None:
-        """Log in. Raises TokenUnavailable, PinRefused, Busy."""
-        self._open_message = pickle.dumps((OPEN, (access, pin), {}), pickle.HIGHEST_PROTOCOL)
+        `once`: the provider is not to log in again by itself, and is of no use when its session ends.
+        """
+        self._open_message = pickle.dumps((OPEN, (access, pin, once), {}), pickle.HIGHEST_PROTOCOL)
         await self._begin_anew(deadline)
 
     async def ask(self, deadline: float, name: str, *args: Any, **named: Any) -> Any:
         """See Transport."""
         message = pickle.dumps((name, args, named), pickle.HIGHEST_PROTOCOL)
-        if name == "recover" and (self._server.lost or not self._logged_in):
-            await self._begin_anew(deadline)
-            return None
-        return await self._in_turn(message, deadline, urgent=name not in OF_THE_WATCH)
+        if name == "recover":
+            self._refusal.check()
+            if self._server.lost or not self._logged_in:
+                await self._begin_anew(deadline)
+                return None
+        elif not self._logged_in:
+            raise TokenUnavailable("the token is not open")
+        try:
+            return await self._in_turn(message, deadline, urgent=name not in OF_THE_WATCH)
+        except PinRefused as error:  # it has logged in again by itself, to look for a key that it does not see
+            self._refusal.said = str(error)
+            raise
 
     async def _in_turn(self, message: bytes, deadline: float, *, urgent: bool) -> Any:
         if self._waiting >= MAX_WAITING:
@@ -181,37 +220,53 @@ class TokenProcess:
     async def _begin_anew(self, deadline: float) -> None:
         """Log in, in a new process if the present one is lost. Raises TokenUnavailable, PinRefused, Busy.
 
-        Of several who come at once, one for each CMK, the first does it. A PIN that was refused is never tried again.
+        Of several who come at once, one for each CMK, the first does it. A PIN that was refused is never tried again,
+        and a login that nobody waits for any more has another such time to be answered before it is made again.
         """
-        if self._server.lost:
+        if self._server.lost and not self._server.logging_in:
             log.warning("the token's process does not answer; a new one takes its place")
             self._server.process.kill()  # whoever waits for it is told, and gives up the turn
         seconds = max(deadline, _OPEN_SECONDS)
         with trio.move_on_after(seconds):
             await self._take_turn()
             try:
-                if self._server.lost:
+                self._refusal.check()
+                if self._server.logging_in and not self._server.ended:
+                    await self._log_in(self._late_answer)
+                elif self._server.lost:
                     self._logged_in = False
                     await trio.to_thread.run_sync(self._server.end, _KILL_SECONDS)
                     self._server = _Server()
                 if not self._logged_in:
-                    await self._log_in()
+                    await self._log_in(self._answer_to_login)
                 return
+            except OSError as error:
+                raise TokenUnavailable(f"no process for the token can be begun: {error.strerror}") from error
             finally:
                 self._turn.release()
         raise TokenUnavailable(f"the token did not answer within {seconds:g} s")
 
-    async def _log_in(self) -> None:
-        if self._refused is not None:
-            raise PinRefused(self._refused)
-        if self._open_message is None:
-            raise TokenUnavailable("the token is not open")
+    async def _log_in(self, answer: Callable[[], Awaitable[Any]]) -> None:
         try:
-            await self._server.ask(self._open_message)
+            await answer()
         except PinRefused as error:
-            self._refused = str(error)
+            self._refusal.said = str(error)
             raise
         self._logged_in = True
+
+    async def _answer_to_login(self) -> None:
+        if self._open_message is None:
+            raise TokenUnavailable("the token is not open")
+        server = self._server
+        server.logging_in = True
+        try:
+            await server.ask(self._open_message)
+        finally:
+            server.logging_in = server.abandoned
+
+    async def _late_answer(self) -> None:
+        self._server.logging_in = False  # the next one does not wait for it once more
+        await self._server.answer()
 
     def close(self, *, wait: float = 0.0) -> None:
         """End the process; it is killed if it takes longer than `wait` seconds. Idempotent."""

@@ -42,8 +42,10 @@ def serve(requests: socket.socket) -> None:
         name, args, named = pickle.loads(message)  # noqa: S301 - from the daemon that started this process
         try:
             if name == OPEN:
-                access, pin = args
+                access, pin, once = args
                 provider = access.open(pin, read_write=False)
+                if once:
+                    provider.log_in_no_more()
                 # Not before: a login that is killed half-way can cost SoftHSM its token (`keys.object_copies`).
                 ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
                 answer: Any = None

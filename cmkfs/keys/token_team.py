@@ -13,9 +13,9 @@ from typing import Any, Final
 
 import trio
 
-from cmkfs.errors import CmkfsError, PinRefused, TokenUnavailable
+from cmkfs.errors import CmkfsError, TokenUnavailable
 from cmkfs.keys.access import TokenAccess
-from cmkfs.keys.token_process import MAX_WAITING, OF_THE_WATCH, TokenProcess
+from cmkfs.keys.token_process import MAX_WAITING, OF_THE_WATCH, PinRefusal, TokenProcess
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,8 @@ class TokenTeam:
     def __init__(self, most: int) -> None:
         """`most` processes: 1 for a token that does not take parallel calls."""
         self._wished = self._most = most
-        self._lead = TokenProcess()
+        self._refusal = PinRefusal()
+        self._lead = TokenProcess(self._refusal)
         self._helpers: set[TokenProcess] = set()
         self._ended: list[TokenProcess] = []
         self._idle: list[TokenProcess] = [self._lead]
@@ -70,11 +71,12 @@ class TokenTeam:
         """See Transport."""
         if name == "recover":
             return await self._recover(deadline)
-        if len(self._waiting) >= MAX_WAITING:
+        by_watch = name in OF_THE_WATCH
+        if len(self._waiting) >= MAX_WAITING and not by_watch:
             raise TokenUnavailable(f"the token is too slow: {len(self._waiting)} calls wait for it")
         with trio.move_on_after(deadline) as scope:
             while True:
-                process = await self._take(by_watch=name in OF_THE_WATCH)
+                process = await self._take(by_watch=by_watch)
                 failed, began = False, time.monotonic()
                 try:
                     answer = await process.ask(deadline, name, *args, **named)
@@ -100,10 +102,11 @@ class TokenTeam:
     # -- whose turn it is ------------------------------------------------------------------------
 
     async def _take(self, *, by_watch: bool) -> TokenProcess:
-        for process in self._idle:
-            if process is self._lead if by_watch else self._is_of_use(process):
-                self._idle.remove(process)
-                return process
+        free = [one for one in self._idle if (one is self._lead if by_watch else self._is_of_use(one))]
+        if free:
+            process = min(free, key=lambda one: one.lost)  # not the one whose last caller gave up, if there is another
+            self._idle.remove(process)
+            return process
         turn, queue = _Turn(), self._watching if by_watch else self._waiting
         queue.append(turn)
         try:
@@ -112,7 +115,7 @@ class TokenTeam:
             if turn.process is None:
                 queue.remove(turn)
             else:
-                self._give(turn.process)
+                self._put_back(turn.process, failed=False)
             raise
         assert turn.process is not None
         return turn.process
@@ -151,35 +154,37 @@ class TokenTeam:
         while True:
             await self._wanted.wait()
             self._wanted = trio.Event()
-            while self._ended:
-                await trio.to_thread.run_sync(self._ended.pop().close, abandon_on_cancel=True)
-            if len(self._helpers) + 1 < self.parallel:
-                await self._begin_helpers()
+            try:
+                await self._bury()
+                if len(self._helpers) + 1 < self.parallel:
+                    await self._begin_helpers()
+            except (CmkfsError, OSError, RuntimeError) as error:
+                # It gives no more sessions, or the host no more processes. If it is away, the watch finds that.
+                log.info("the token has %s processes and gets no more: %s", len(self._helpers) + 1, error)
+                self._most = len(self._helpers) + 1
+
+    async def _bury(self) -> None:
+        while self._ended:
+            ended = self._ended[0]
+            await trio.to_thread.run_sync(ended.close, abandon_on_cancel=True)
+            self._ended.remove(ended)
 
     async def _begin_helpers(self) -> None:
-        """One login after the other: a PIN that was changed meanwhile is tried once."""
-        begun = [TokenProcess() for _ in range(self._most - 1 - len(self._helpers))]
-        self._ended += begun  # until they are of use
-        try:
-            for helper in begun:
-                await self._log_in(helper)
-                self._ended.remove(helper)
-                self._helpers.add(helper)
-                self._give(helper)
-        except CmkfsError as error:
-            # It gives no more sessions, perhaps. If it is away, the watch finds that.
-            log.info("the token has %s processes and gets no more: %s", len(self._helpers) + 1, error)
-            self._most = len(self._helpers) + 1
-            self._wanted.set()
-
-    async def _log_in(self, helper: TokenProcess) -> None:
+        """One login after the other: a PIN that was changed meanwhile is tried once. Raises CmkfsError, OSError."""
         if self._login is None:
             raise TokenUnavailable("the token is not open")
+        self._refusal.check()
+        begun = self._ended  # until they are of use; there are no others now
         try:
-            await helper.open(*self._login, _LOGIN_SECONDS)
-        except PinRefused as error:
-            self._lead.refuse(error)
-            raise
+            while 1 + len(self._helpers) + len(begun) < self._most:
+                begun.append(TokenProcess(self._refusal))
+            for helper in list(begun):
+                await helper.open(*self._login, _LOGIN_SECONDS, once=True)
+                begun.remove(helper)
+                self._helpers.add(helper)
+                self._give(helper)
+        finally:
+            self._wanted.set()
 
     def _end(self, helper: TokenProcess) -> None:
         helper.kill()

@@ -30,7 +30,7 @@ struct list {
 struct plan {
     uint64_t calls, from, until, error, struck;
     uint64_t delay, under_way, most_at_once;
-    uint64_t login;
+    uint64_t login, logins;
 };
 
 static struct list here;
@@ -74,6 +74,8 @@ static void begin(int number)
     static word call##n(word a, word b, word c, word d, word e, word f, word g, word h) \
     { \
         begin(n); \
+        if (n == LOGIN && plan) \
+            __sync_fetch_and_add(&plan->logins, 1); \
         if (n == LOGIN && plan && plan->login) \
             return plan->login; \
         return strikes(n) ? plan->error : real[n](a, b, c, d, e, f, g, h); \

@@ -10,7 +10,7 @@ _SOURCE = Path(__file__).with_suffix(".c")
 
 
 class _Plan(ctypes.Structure):
-    _counters = ("calls", "since", "until", "error", "struck", "delay", "under_way", "most", "login")
+    _counters = ("calls", "since", "until", "error", "struck", "delay", "under_way", "most", "login", "logins")
     _fields_ = [(name, ctypes.c_uint64) for name in _counters]
 
 
@@ -55,8 +55,14 @@ class TokenFaults:
         return int(self._plan.most)
 
     def fail_login(self, error: int) -> None:
-        """Each login (C_Login) fails with this CK_RV from now on, 0: none."""
+        """Each login (C_Login) fails with this CK_RV from now on, 0: none; `logins` are counted anew."""
+        self._plan.logins = 0
         self._plan.login = error
+
+    @property
+    def logins(self) -> int:
+        """How many there were since `fail_login`."""
+        return int(self._plan.logins)
 
     def stop(self) -> Struck:
         """No call fails any more; what there was since `fail`."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from contract.softhsm_token import LABEL, SoftHsmToken
 
 from cmkfs.errors import Disabled, PinRefused, Tampered, TokenUnavailable
@@ -190,3 +191,30 @@ async def test_a_refused_pin_is_tried_once(token: SoftHsmToken, cmk_id: CmkId) -
                 await TokenClient(process, DEADLINE).recover()
     finally:
         process.close(wait=5.0)
+
+
+async def test_a_login_that_is_under_way_is_not_ended_by_who_comes_next(
+    process: TokenProcess, cmk_id: CmkId, token: SoftHsmToken
+) -> None:
+    """Nor one that nobody waits for any more: its answer is taken before the PIN is tried again."""
+    await kill(process, cmk_id)
+    login, began = process._server, process.pid
+    first = trio.CancelScope()
+
+    async def give_up() -> None:
+        with first:
+            await process.ask(DEADLINE, "recover")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(give_up)
+        while process.pid == began or not process._server.logging_in:
+            await trio.lowlevel.checkpoint()
+        login, began = process._server, process.pid
+        os.kill(began, signal.SIGSTOP)
+        nursery.start_soon(process.ask, DEADLINE, "recover")
+        await trio.testing.wait_all_tasks_blocked()
+        first.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        os.kill(began, signal.SIGCONT)
+    assert process._server is login
+    await TokenClient(process, DEADLINE).canary(cmk_id)

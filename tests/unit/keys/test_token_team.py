@@ -1,5 +1,6 @@
 """Several processes for a slow token: real SoftHSM behind a module that makes each call take a while."""
 
+import errno
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -11,13 +12,12 @@ from campaign.token_faults import TokenFaults
 from contract.softhsm_token import LABEL, SoftHsmToken
 from one_zone import until
 
-from cmkfs.errors import Disabled, TokenUnavailable
-from cmkfs.keys import embedded
+from cmkfs.errors import Disabled, PinRefused, TokenUnavailable
+from cmkfs.keys import embedded, token_process
 from cmkfs.keys.access import TokenAccess
 from cmkfs.keys.pin import PinKind, PinSource
 from cmkfs.keys.provider import CmkId, CmkVersion
 from cmkfs.keys.token_client import TokenClient
-from cmkfs.keys.token_process import TokenProcess
 from cmkfs.keys.token_team import TokenTeam
 
 SECRET, CONTEXT = b"s" * 32, b"context"
@@ -190,22 +190,14 @@ async def test_who_gives_up_costs_no_process(site: Site, faults: TokenFaults) ->
 async def test_recover_begins_all_anew(site: Site, faults: TokenFaults) -> None:
     faults.delay(SLOW)
     await site.grow()
-    old, ended = site.team.pids, 0
-
-    async def ask() -> None:
-        nonlocal ended
-        try:
-            await site.unwrap()
-        except TokenUnavailable:
-            ended += 1
-
+    old = site.team.pids
     async with trio.open_nursery() as nursery:
         for _ in range(5 * MOST):
-            nursery.start_soon(ask)
+            nursery.start_soon(site.unwrap)
         await trio.testing.wait_all_tasks_blocked()
         await site.client.recover()
-    assert ended <= 1  # what the first one was at work on
-    assert not set(old) & set(site.team.pids)
+    assert site.team.pids[0] == old[0]  # it answers: its module is initialised again
+    assert not set(old[1:]) & set(site.team.pids)
     await site.grow()
 
 
@@ -227,19 +219,47 @@ async def test_a_first_process_that_is_late_is_the_watchs_to_mend(site: Site, fa
 async def test_a_token_that_gives_no_more_sessions_is_asked_once(site: Site, faults: TokenFaults, error: int) -> None:
     """Nor is a PIN tried again that was changed meanwhile."""
     faults.delay(SLOW)
-    login, tries = TokenTeam._log_in, 0
-
-    async def refused(team: TokenTeam, helper: TokenProcess) -> None:
-        nonlocal tries
-        tries += 1
-        faults.fail_login(error)
-        await login(team, helper)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TokenTeam, "_log_in", refused)
-        while not tries or site.client.parallel > 1:
-            await site.unwrap_at_once(2 * MOST)
-        for _ in range(5):
-            await site.unwrap_at_once(2 * MOST)
-    assert tries == 1
+    faults.fail_login(error)
+    while not faults.logins or site.client.parallel > 1:
+        await site.unwrap_at_once(2 * MOST)
+    for _ in range(5):
+        await site.unwrap_at_once(2 * MOST)
+    assert faults.logins == 1
     assert len(site.team.pids) == 1
+    faults.fail_login(0)
+    if error == CKR_PIN_INCORRECT:
+        with pytest.raises(PinRefused):
+            await site.client.recover()
+    else:
+        await site.client.recover()
+        await site.grow()
+
+
+async def test_a_host_that_gives_no_more_processes_keeps_the_mount(
+    site: Site, faults: TokenFaults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: object, **_named: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    faults.delay(SLOW)
+    monkeypatch.setattr(token_process.subprocess, "Popen", refuse)
+    while True:
+        await site.unwrap_at_once(2 * MOST)
+        if site.team._most == 1:
+            break
+    await site.unwrap_at_once(2 * MOST)
+    assert len(site.team.pids) == 1
+
+
+async def test_a_session_that_ended_is_not_begun_anew_by_a_helper(site: Site, faults: TokenFaults) -> None:
+    """Each would try the PIN, which may have been changed: the first process does, and the helpers are others then."""
+    faults.delay(SLOW)
+    await site.grow()
+    faults.fail_login(0)
+    before = site.team.pids
+    for helper in site.team._helpers:
+        with pytest.raises(TokenUnavailable, match="the session with the token has ended"):
+            await helper.ask(DEADLINE, "recover")
+    assert faults.logins == 0
+    await site.unwrap_at_once(5 * MOST)
+    assert site.team.pids == before
