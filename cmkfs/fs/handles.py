@@ -1,5 +1,6 @@
 """Open handles: what the kernel's file handle numbers stand for."""
 
+import errno
 import itertools
 import os
 from dataclasses import dataclass, field
@@ -41,6 +42,10 @@ class DirHandle:
     """Entries of this listing that were met and are no names of the directory."""
 
 
+MOST_NAMES = 4_000_000
+"""Names in the listings of all open directories, some 400 MB: whoever may list a large one can open it often."""
+
+
 class Handles:
     """Numbers for handles; a number is not used again."""
 
@@ -48,6 +53,7 @@ class Handles:
         self._numbers = itertools.count(1)
         self.files: dict[int, FileHandle] = {}
         self.directories: dict[int, DirHandle] = {}
+        self._names = 0
 
     def add_file(self, handle: FileHandle) -> int:
         """A number for a file handle; counts it on its file."""
@@ -61,6 +67,20 @@ class Handles:
         number = next(self._numbers)
         self.directories[number] = handle
         return number
+
+    def listed(self, handle: DirHandle, entries: list[bytes]) -> None:
+        """It has this listing from now on. Raises OSError ENOMEM if all that are open would hold too many names."""
+        names = self._names - len(handle.entries)
+        if names and names + len(entries) > MOST_NAMES:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        self._names = names + len(entries)
+        handle.entries, handle.strange = entries, 0
+
+    def drop_directory(self, number: int) -> None:
+        """Its listing goes. Idempotent."""
+        handle = self.directories.pop(number, None)
+        if handle is not None:
+            self._names -= len(handle.entries)
 
 
 def actions_of(flags: int) -> tuple[Action, ...]:

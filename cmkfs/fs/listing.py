@@ -37,8 +37,8 @@ class Listing:
         self._attributes = attributes
         self._on_damage = on_damage
 
-    async def read(self, handle: DirHandle) -> None:
-        """Read the directory anew. Raises Locked, Damaged, OSError."""
+    async def read(self, handle: DirHandle) -> list[bytes]:
+        """Its entries, read anew. Raises Locked, Damaged, OSError."""
         self._directories.of(handle.inode)
         fd = self._inodes.open(handle.inode, os.O_RDONLY)
         try:
@@ -50,8 +50,7 @@ class Listing:
             entries = [os.fsencode(name) for name in listed]
             # Names are opened when they are given out: all at once would hold up everybody else, and a lock
             # would leave them in memory.
-            handle.entries = [b".", b"..", *(entry for entry in entries if not entry.startswith(OWN_PREFIX))]
-            handle.strange = 0
+            return [b".", b"..", *(entry for entry in entries if not entry.startswith(OWN_PREFIX))]
         finally:
             os.close(fd)
 

@@ -128,7 +128,7 @@ class NameRequests(RequestHandlers):
     async def readdir(self, fh: int, start_id: int, listing: Listing) -> Listing:
         handle = self.handles.directories[fh]
         if start_id == 0 or not handle.entries:  # a position of another handle: an NFS server goes on by those
-            await self._listing.read(handle)
+            self.handles.listed(handle, await self._listing.read(handle))
         directory = self._directories.of(handle.inode)
         self._keyring.authorize(directory.zone, handle.request, Action.LIST)
         position = self._listing.reply(handle, start_id, listing)
@@ -139,7 +139,7 @@ class NameRequests(RequestHandlers):
         return listing
 
     async def releasedir(self, fh: int) -> None:
-        self.handles.directories.pop(fh, None)
+        self.handles.drop_directory(fh)
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         handle = self.handles.directories[fh]

@@ -64,7 +64,7 @@ class Operations(FileRequests, XattrRequests):
                 return self._attributes.of(node)
             rule = self._allowed_by(node, request, Action.WRITE)[1]
         if changes.size is not None and handle is None and node.fmt == stat.S_IFREG:
-            async with self._xattrs.owned(node, zone):
+            async with self._owned(node, zone, lambda: self._allowed(node, request, Action.WRITE)):
                 assert node.file is not None
                 self._reporting.used("truncate", node.file, request, rule)
                 await self._setattr.apply(node, zone, changes, request)

@@ -2,7 +2,8 @@
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Final
 
 from cmkfs.caller import Request
@@ -125,6 +126,15 @@ class RequestHandlers:
             another = self._keyring.authorize(zone, request, action)
             rule = rule if another == rule else f"{rule},{another}"
         return zone, rule
+
+    @asynccontextmanager
+    async def _owned(self, inode: Inode, zone: Zone, recheck: Callable[[], object]) -> AsyncIterator[None]:
+        """In this block a file's key is here; if the policy changed until it was, `recheck` asks it again."""
+        changes = self._keyring.policies.changes
+        async with self._xattrs.owned(inode, zone):
+            if changes != self._keyring.policies.changes:
+                recheck()
+            yield
 
     def _entry(self, inode: Inode, found: os.stat_result) -> Entry:
         """An entry given to the kernel: from now on it knows the inode."""

@@ -9,6 +9,7 @@ from cmkfs.fs.inode import Inode
 from cmkfs.fs.request_handlers import ANY_ACTION, RequestHandlers
 from cmkfs.fs.xattrs import check_name
 from cmkfs.keys.policies import is_admin
+from cmkfs.keys.zone import Zone
 from cmkfs.policy import Action
 
 CAPABILITY = b"security.capability"
@@ -33,24 +34,26 @@ class XattrRequests(RequestHandlers):
         self._check_xattrs()
         self._check_name(name)
         node = self._inodes[inode]
+        zone, rule = self._may_get(node, name, request)
+        if not self._xattrs.has_any(node):
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        async with self._owned(node, zone, lambda: self._may_get(node, name, request)):
+            self._used_attributes("xattr.read", node, request, rule)
+            return self._xattrs.get(node, zone, name)
+
+    def _may_get(self, node: Inode, name: bytes, request: Request) -> tuple[Zone, str]:
         if name in ACL_NAMES or name == CAPABILITY:  # the kernel asks, whatever the caller may read
             zone = self.zone_of(node)
             self._keyring.authorize_any(zone, request, ANY_ACTION)
-            rule = ""
-        else:
-            zone, rule = self._allowed_by(node, request, Action.READ)
-        if not self._xattrs.has_any(node):
-            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
-        async with self._xattrs.owned(node, zone):
-            self._used_attributes("xattr.read", node, request, rule)
-            return self._xattrs.get(node, zone, name)
+            return zone, ""
+        return self._allowed_by(node, request, Action.READ)
 
     async def setxattr(self, inode: int, name: bytes, value: bytes, flags: int, request: Request) -> None:
         self._check_xattrs()
         self._check_name(name)
         node = self._inodes[inode]
         zone, rule = self._allowed_by(node, request, Action.WRITE)
-        async with self._xattrs.owned(node, zone):
+        async with self._owned(node, zone, lambda: self._allowed(node, request, Action.WRITE)):
             self._used_attributes("xattr.write", node, request, rule)
             if name in ACL_NAMES:
                 self._permissions.set_acl(node, zone, name, value, request)
@@ -62,7 +65,7 @@ class XattrRequests(RequestHandlers):
         self._check_name(name)
         node = self._inodes[inode]
         zone, rule = self._allowed_by(node, request, Action.WRITE)
-        async with self._xattrs.owned(node, zone):
+        async with self._owned(node, zone, lambda: self._allowed(node, request, Action.WRITE)):
             self._used_attributes("xattr.write", node, request, rule)
             if name in ACL_NAMES:
                 self._permissions.remove_acl(node, zone, name)
@@ -75,7 +78,7 @@ class XattrRequests(RequestHandlers):
         zone, rule = self._allowed_by(node, request, Action.READ)
         if not self._xattrs.has_any(node):
             return []
-        async with self._xattrs.owned(node, zone):
+        async with self._owned(node, zone, lambda: self._allowed(node, request, Action.READ)):
             self._used_attributes("xattr.read", node, request, rule)
             return self._shown(self._xattrs.names(node, zone), request)
 

@@ -174,7 +174,8 @@ class Keyring:
 
     async def _prepare(self, zone: Zone, count: int) -> list[NewFile]:
         """Up to `count` new files, with a token call each. Raises Disabled, TokenUnavailable, …"""
-        epoch, secret = zone.epoch, zone.keys.header_secret
+        epoch = zone.epoch
+        zone.check()
         version = await self._newest[zone.zone_id].ask()
         secrets = [(random_id(), os.urandom(SECRET_SIZE)) for _ in range(count)]
         commitments = [commitment(dek) for _, dek in secrets]
@@ -186,7 +187,7 @@ class Keyring:
         made = await self.token.wrap_many(version, wanted)
         if zone.epoch != epoch:
             raise _ended(zone)
-        new_files = []
+        secret, new_files = zone.keys.header_secret, []
         for (file_id, dek), committed, wrapped in zip(secrets, commitments, made, strict=False):
             identity = Identity(file_id, zone.zone_id, committed, (Recipient(version, wrapped),))
             key = FileKey(dek, identity, secret)

@@ -152,9 +152,11 @@ def askers(asker: Caller) -> tuple[Principal, Principal | None]:
 
 
 def is_admin(pid: int, uid: int) -> bool:
-    """Has the process CAP_SYS_ADMIN (capabilities(7))? By its uid if it is in another pid namespace or gone."""
+    """Has the process CAP_SYS_ADMIN (capabilities(7)) here? By its uid if it is in another pid namespace or gone."""
     try:
         status = Path(f"/proc/{pid}/status").read_text() if pid else ""
+        if status and os.readlink(f"/proc/{pid}/ns/user") != os.readlink("/proc/self/ns/user"):
+            return False  # in a user namespace of its own, where everybody can have it (user_namespaces(7))
     except OSError:
         status = ""
     for line in status.splitlines():

@@ -150,8 +150,15 @@ class DekPool:
                     nursery.start_soon(self._add, min(self._batch, -(-missing // ways)))
 
     async def _add(self, count: int) -> None:
-        began = time.monotonic()
-        made = await self._prepare(count)
+        began, made = time.monotonic(), list[NewFile]()
+        with trio.CancelScope() as scope:  # a lock does not wait for a token that is slow, nor do keys that are made
+            self._waiting.add(scope)
+            try:
+                made = await self._prepare(count)
+            finally:
+                self._waiting.discard(scope)
+        if scope.cancelled_caught:
+            raise KeyUnavailable("the zone was just locked")
         self._ready.extend(made)
         each = (time.monotonic() - began) / max(1, len(made))
         self._batch = max(1, min(self._largest_batch, int(_BATCH_SECONDS / each))) if each else self._largest_batch

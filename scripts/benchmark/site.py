@@ -45,9 +45,9 @@ class Site:
         self.cmkfs("init", self.top / "vault", "--cmk", "bench")
 
     @contextmanager
-    def mounted(self) -> Iterator[Path]:
+    def mounted(self, *options: str) -> Iterator[Path]:
         """The vault, mounted for a block."""
-        self.cmkfs("mount", self.top / "vault", self.point)
+        self.cmkfs("mount", *(word for option in options for word in ("-o", option)), self.top / "vault", self.point)
         try:
             yield self.point
         finally:

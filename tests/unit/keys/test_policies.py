@@ -13,7 +13,7 @@ import pytest
 from cmkfs.caller import Request
 from cmkfs.format.recipient import CmkId
 from cmkfs.keys import policies as module
-from cmkfs.keys.policies import Policies, supplementary_groups
+from cmkfs.keys.policies import Policies, is_admin, supplementary_groups
 from cmkfs.policy import NO_POLICY, NO_RULE, Action, Decision, Principal
 from cmkfs.policyfile import parse
 
@@ -208,3 +208,21 @@ def test_a_thousand_executables_are_decided_fast() -> None:
     assert min(seconds() for _ in range(20)) < 200e-6
     assert found.decide(Principal(7, 7, frozenset(), "/bin/p999"), Action.READ) == Decision(False, "r999")
     assert found.decide(Principal(7, 7, frozenset(), None), Action.READ) == Decision(False, "r0")
+
+
+def test_a_capability_in_a_namespace_of_its_own_is_none_here() -> None:
+    """unshare(1) gives it to everybody."""
+    with subprocess.Popen(
+        ["unshare", "--user", "--map-root-user", "sh", "-c", "echo ready; read end"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        user=65534,
+        group=65534,
+        extra_groups=[],
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == b"ready\n"
+        assert not is_admin(process.pid, 65534)
+        process.stdin.write(b"\n")
+    assert is_admin(os.getpid(), 0)

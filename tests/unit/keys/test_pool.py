@@ -172,3 +172,27 @@ async def test_batches_are_under_way_at_once_when_it_is_worth_it() -> None:
         await pool.take()
         await until(lambda: len(pool) == 32)
         pool.end()
+
+
+async def test_a_lock_ends_the_making_ahead_at_once() -> None:
+    """What waits for a slow token holds keys."""
+    calls, ended = 0, trio.Event()
+
+    async def prepare(count: int) -> list[NewFile]:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            try:
+                await trio.sleep_forever()
+            finally:
+                ended.set()
+        return [object()] * count  # type: ignore[list-item]
+
+    pool = DekPool(prepare, size=8, batch=4, most=8)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pool.keep_filled)
+        await pool.take()
+        await until(lambda: calls > 1)
+        pool.clear()
+        await ended.wait()
+        pool.end()
