@@ -37,8 +37,8 @@ class Row:
         return max(medians, key=lambda name: medians[name])
 
     def ratio_to(self, other: str) -> float:
-        """How many times as fast as `other` cmkfs is."""
-        return self.median[OWN] / self.median[other]
+        """How many times as fast as `other` cmkfs is; infinite if `other` failed."""
+        return self.median[OWN] / self.median[other] if self.median[other] else math.inf
 
     @property
     def spread(self) -> float:
@@ -85,7 +85,7 @@ class Report:
                 "median": row.median,
                 "spread": row.spread,
                 "best peer": row.best_peer,
-                "cmkfs/peer": row.ratio_to(row.best_peer),
+                "cmkfs/peer": row.ratio_to(row.best_peer) if row.median[row.best_peer] else None,
                 "cmkfs/bare": row.ratio_to(BARE),
             }
             for row in self.rows
@@ -98,7 +98,7 @@ class Report:
         before: dict[str, Any] = {row["workload"]: row for row in json.loads(earlier.read_text())["rows"]}
         yield f"{'ratio to the best peer':46}{'then':>8}{'now':>8}{'change':>9}"
         for row in self.rows:
-            if row.workload in before:
+            if row.workload in before and before[row.workload]["cmkfs/peer"] is not None:
                 then, now = before[row.workload]["cmkfs/peer"], row.ratio_to(row.best_peer)
                 yield f"{row.workload:46}{then:8.2f}{now:8.2f}{now / then - 1:+9.0%}"
 
