@@ -19,8 +19,9 @@ from cmkfs.keys.token_process import MAX_WAITING, OF_THE_WATCH, PinRefusal, Toke
 
 log = logging.getLogger(__name__)
 
-SLOW_SECONDS: Final = 0.002
-"""A token whose calls take longer is worth more processes; an embedded one answers within a tenth of it."""
+SLOW_SECONDS: Final = 0.004
+"""A token whose unwraps, of two calls each, take longer is worth more processes; an embedded one takes a tenth of a
+millisecond, some more on a host that is busy."""
 _WEIGHT: Final = 0.1
 _LOGIN_SECONDS: Final = 10.0
 
