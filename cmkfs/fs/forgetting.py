@@ -69,13 +69,17 @@ class KernelCache:
                 return
             except GuardianGone as error:
                 log.warning("%s; a thread does its work", error)
-        given()
         if self.ended:
+            given()
             return
+        loop, device = trio.lowlevel.current_trio_token(), self._device
+
+        def invalidate() -> None:
+            loop.run_sync_soon(given)  # not before the thread runs: what is forgotten next must not overtake it
+            _invalidate_all(device, numbers)
+
         # In a thread: it waits for requests that the event loop must answer. Never behind forty reads of a slow disk.
-        await trio.to_thread.run_sync(
-            partial(_invalidate_all, self._device, numbers), abandon_on_cancel=True, limiter=self._own_threads
-        )
+        await trio.to_thread.run_sync(invalidate, abandon_on_cancel=True, limiter=self._own_threads)
 
     async def expire(self, names: Sequence[tuple[int, bytes]]) -> None:
         """Have these names, each with its directory's number, asked for again. As `forget`."""
