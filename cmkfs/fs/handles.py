@@ -68,8 +68,14 @@ class Handles:
         self.directories[number] = handle
         return number
 
-    def listed(self, handle: DirHandle, entries: list[bytes]) -> None:
-        """It has this listing from now on. Raises OSError ENOMEM if all that are open would hold too many names."""
+    def listed(self, number: int, entries: list[bytes]) -> None:
+        """It has this listing from now on. Raises OSError ENOMEM if all that are open would hold too many names.
+
+        OSError EBADF if it was released while its directory was read: nobody would give its names back.
+        """
+        handle = self.directories.get(number)
+        if handle is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         names = self._names - len(handle.entries)
         if names and names + len(entries) > MOST_NAMES:
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))

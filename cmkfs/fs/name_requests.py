@@ -128,7 +128,7 @@ class NameRequests(RequestHandlers):
     async def readdir(self, fh: int, start_id: int, listing: Listing) -> Listing:
         handle = self.handles.directories[fh]
         if start_id == 0 or not handle.entries:  # a position of another handle: an NFS server goes on by those
-            self.handles.listed(handle, await self._listing.read(handle))
+            self.handles.listed(fh, await self._listing.read(handle))
         directory = self._directories.of(handle.inode)
         self._keyring.authorize(directory.zone, handle.request, Action.LIST)
         position = self._listing.reply(handle, start_id, listing)
