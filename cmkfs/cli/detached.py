@@ -14,13 +14,12 @@ from cmkfs.errors import Busy, CmkfsError, NoAnswer
 GONE_SECONDS = 10.0
 """How long to wait for the process itself, once it has said that everything is stored."""
 LOOK_SECONDS = 1.0
-"""How often to look whether the daemon still has something to store."""
+"""How often to look whether the daemon still stores."""
 
 
 def end_of(where: str, entry: Entry) -> Fields:
-    """Wait while it is storing; what it says at its end. Raises Busy at once where it ends only with others' files."""
+    """Wait while it is storing; what it says at its end. Raises Busy where it ends only with others' files."""
     with client.ask_to_say_when_ended(entry) as farewell, until_gone(entry), shown(lambda: left(entry)):
-        _require_storing(where, entry, unless="open_files")
         while True:
             try:
                 return farewell.receive(seconds=LOOK_SECONDS)
@@ -28,13 +27,13 @@ def end_of(where: str, entry: Entry) -> Fields:
                 _require_storing(where, entry)
 
 
-def _require_storing(where: str, entry: Entry, *, unless: str = "detached") -> None:
-    """One that has nothing to store ends now, `unless` something is open; a working directory there is no open file."""
+def _require_storing(where: str, entry: Entry) -> None:
+    """Raises Busy if files are open there, or if there is nothing to store: then it is somebody's working directory."""
     try:
         answer = client.ask(entry, "status", seconds=LOOK_SECONDS)
     except CmkfsError:
         return  # its socket goes first when the mount ends
-    if answer.get(unless) and not answer.get("dirty_files"):
+    if answer.get("open_files") or not answer.get("dirty_files"):
         vault, pid = (entry.record.vault, entry.record.pid) if entry.record else ("?", "?")
         raise Busy(
             f"{where} was detached, and programs still use what they had open there"

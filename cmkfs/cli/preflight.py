@@ -18,6 +18,7 @@ from cmkfs.home import Home
 VAULT_FILE = "cmkfs.vault"
 SPARE_FILE = "cmkfs.spare"
 FUSE_CONF = Path("/etc/fuse.conf")
+
 log = logging.getLogger(__name__)
 
 

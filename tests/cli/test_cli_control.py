@@ -129,7 +129,7 @@ def test_unlock_while_disabled_exits_4_even_if_another_mount_fails_otherwise(cmk
 def test_umount_waits_for_a_daemon_that_still_stores_and_names_what_it_could_not(cmkfs: Cmkfs) -> None:
     (cmkfs.work / "mp").mkdir()
     at = str(cmkfs.work / "mp")
-    with daemon(cmkfs, {}, at=at) as running:
+    with daemon(cmkfs, {"status": {**STATUS, "open_files": 0}}, at=at) as running:
         waiting = subprocess.Popen(
             [sys.executable, "-m", "cmkfs", "umount", at],
             stdout=subprocess.PIPE,
@@ -139,7 +139,7 @@ def test_umount_waits_for_a_daemon_that_still_stores_and_names_what_it_could_not
         )
         with waiting:
             with pytest.raises(subprocess.TimeoutExpired):
-                waiting.wait(timeout=1)
+                waiting.wait(timeout=3)  # it looks each second
             running.communicate(json.dumps({"unsaved": [f"{at}/a", f"{at}/b\n"], "error": "disk full"}) + "\n")
             out, err = waiting.communicate()
     assert (waiting.returncode, out) == (1, "")
@@ -148,6 +148,24 @@ def test_umount_waits_for_a_daemon_that_still_stores_and_names_what_it_could_not
         rf"cmkfs: {at}/b\n could not be stored; try: see the log of the mount",
         f"cmkfs: {at}: disk full",
     ]
+
+
+@pytest.mark.parametrize("dirty", [0, 4], ids=["a working directory", "a program that writes on"])
+def test_a_detached_mount_that_is_used_is_not_waited_for(cmkfs: Cmkfs, dirty: int) -> None:
+    """Its end is its users': with each write there would be more to store."""
+    (cmkfs.work / "mp").mkdir()
+    (cmkfs.work / "vault").mkdir()
+    (cmkfs.work / "vault" / "cmkfs.vault").touch()
+    at = str(cmkfs.work / "mp")
+    with daemon(cmkfs, {"status": {**STATUS, "open_files": dirty // 2, "dirty_files": dirty}}, at=at) as running:
+        for command in (["umount"], ["mount", str(cmkfs.work / "vault")]):
+            assert cmkfs(*command, at) == Ran(
+                6,
+                "",
+                "cmkfs: WORK/mp was detached, and programs still use what they had open there"
+                f" ({dirty // 2} files of /the/vault); try: end them: the daemon (pid {running.pid}) ends with the"
+                " last of them, and everything is stored\n",
+            )
 
 
 def test_a_daemon_that_dies_while_umount_waits_is_no_success(cmkfs: Cmkfs) -> None:
