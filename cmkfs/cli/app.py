@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 import cmkfs
-from cmkfs.cli.output import complain, use_any_bytes
+from cmkfs.cli.output import complain, said, use_any_bytes
 from cmkfs.errors import (
     EXIT_BUSY,
     EXIT_FAILED,
@@ -104,8 +104,7 @@ def report(error: Exception) -> int:
             sys.stderr.close()
             return EXIT_FAILED
         case OSError():
-            where = f"{error.filename}: " if error.filename else ""
-            complain(f"{where}{error.strerror or error}")
+            complain(said(error))
             return _EXIT_OF_ERRNO.get(error.errno or 0, EXIT_FAILED)
         case _:
             complain(f"a bug: {type(error).__name__}: {error}", hint="the same with --verbose")

@@ -12,7 +12,7 @@ import click
 from cmkfs import config
 from cmkfs.cli import daemon, preflight, remount
 from cmkfs.cli.options import PATH, Command, json_option
-from cmkfs.cli.output import facts, note
+from cmkfs.cli.output import facts, note, said
 from cmkfs.cli.policy import NO_POLICY
 from cmkfs.cli.status import recovery_lines
 from cmkfs.config import Config, MountOptions
@@ -95,8 +95,7 @@ def _as_daemon(order: _Order, vault: Path, mountpoint: Path, ready_fd: int, pin_
         pipe.failed(error)
         raise
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        pipe.failed(MountFailed(f"{where}{error.strerror}", hint=""))
+        pipe.failed(MountFailed(said(error), hint=""))
         raise
 
 

@@ -31,6 +31,12 @@ def complain(message: str, *, hint: str = "") -> None:
     print(f"cmkfs: {printable(message)}" + (f"; try: {printable(hint)}" if hint else ""), file=sys.stderr)
 
 
+def said(error: OSError) -> str:
+    """How an OSError is said: of which file, and what."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"
+
+
 def note(message: str) -> None:
     """One line to stderr that is no error."""
     print(f"cmkfs: {printable(message)}", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cmkfs.cli.output import combined, printable, table
+from cmkfs.cli.output import combined, printable, said, table
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,18 @@ def test_the_first_of_2_7_4_3_5_wins(codes: list[int], code: int) -> None:
 )
 def test_nothing_steers_the_terminal(text: str, shown: str) -> None:
     assert printable(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (FileNotFoundError(2, "No such file", "a/b"), "a/b: No such file"),
+        (OSError(5, "Input/output error"), "Input/output error"),
+        (TimeoutError("timed out"), "timed out"),
+    ],
+)
+def test_an_error_of_the_system_names_the_file_if_there_is_one(error: OSError, text: str) -> None:
+    assert said(error) == text
 
 
 def test_columns_are_aligned() -> None:
