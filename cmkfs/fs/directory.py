@@ -86,7 +86,7 @@ class Directories:
         self._inodes = inodes
         self._zones = zones
         self._vault_hash = vault_hash
-        self.subdirectories = Subdirectories(inodes.open, OWN_PREFIX)
+        self.subdirectories = Subdirectories(inodes.open_unnoticed, OWN_PREFIX)
         self._living: WeakValueDictionary[bytes, Inode] = WeakValueDictionary()
         self.list_zones(zone_roots)
 

@@ -3,10 +3,8 @@
 POSIX leaves the link count of a directory open; programs know 2 and one for each directory in it, or 1.
 """
 
-import fcntl
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -22,9 +20,9 @@ _LARGE = 1 << 20
 class Subdirectories:
     """Counts each directory that is asked about once, and keeps the count while the mount changes it."""
 
-    def __init__(self, open_directory: Callable[["Inode", int], int], own_prefix: bytes) -> None:
-        """`own_prefix`: how names begin that the vault has for itself."""
-        self._open = open_directory
+    def __init__(self, open_unnoticed: Callable[["Inode"], int], own_prefix: bytes) -> None:
+        """`open_unnoticed` gives a descriptor to read; `own_prefix`: how names begin that the vault has for itself."""
+        self._open = open_unnoticed
         self._own_prefix = own_prefix
         self._counts: WeakKeyDictionary[Inode, int] = WeakKeyDictionary()
 
@@ -48,12 +46,10 @@ class Subdirectories:
             self.changed(target, 1)
 
     def _look(self, inode: "Inode") -> int:
-        fd = self._open(inode, os.O_RDONLY)
+        fd = self._open(inode)
         try:
             if os.fstat(fd).st_size > _LARGE:
                 return -1
-            with suppress(PermissionError):  # the directory of somebody else than the user whose daemon this is
-                fcntl.fcntl(fd, fcntl.F_SETFL, os.O_NOATIME)  # no program reads it
             with os.scandir(fd) as entries:
                 return sum(
                     entry.is_dir(follow_symlinks=False)
