@@ -242,6 +242,8 @@ class TokenProcess:
                 return
             except OSError as error:
                 raise TokenUnavailable(f"no process for the token can be begun: {error.strerror}") from error
+            except RuntimeError as error:  # "can't start new thread"
+                raise TokenUnavailable(f"a process of the token cannot be ended: {error}") from error
             finally:
                 self._turn.release()
         raise TokenUnavailable(f"the token did not answer within {seconds:g} s")

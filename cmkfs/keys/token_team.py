@@ -155,37 +155,36 @@ class TokenTeam:
         while True:
             await self._wanted.wait()
             self._wanted = trio.Event()
+            await self._bury()
             try:
-                await self._bury()
-                if len(self._helpers) + 1 < self.parallel:
-                    await self._begin_helpers()
-            except (CmkfsError, OSError, RuntimeError) as error:
+                await self._begin_helpers()
+            except (CmkfsError, OSError) as error:
                 # It gives no more sessions, or the host no more processes. If it is away, the watch finds that.
                 log.info("the token has %s processes and gets no more: %s", len(self._helpers) + 1, error)
                 self._most = len(self._helpers) + 1
+                await self._bury()
 
     async def _bury(self) -> None:
-        while self._ended:
-            ended = self._ended[0]
-            await trio.to_thread.run_sync(ended.close, abandon_on_cancel=True)
-            self._ended.remove(ended)
+        try:
+            while self._ended:
+                ended = self._ended[0]
+                await trio.to_thread.run_sync(ended.close, abandon_on_cancel=True)
+                self._ended.remove(ended)
+        except RuntimeError as error:  # "can't start new thread": they stay until the next one ends
+            log.info("%s processes of the token have ended, and are not waited for: %s", len(self._ended), error)
 
     async def _begin_helpers(self) -> None:
-        """One login after the other: a PIN that was changed meanwhile is tried once. Raises CmkfsError, OSError."""
-        if self._login is None:
-            raise TokenUnavailable("the token is not open")
-        self._refusal.check()
-        begun = self._ended  # until they are of use; there are no others now
-        try:
-            while 1 + len(self._helpers) + len(begun) < self._most:
-                begun.append(TokenProcess(self._refusal))
-            for helper in list(begun):
-                await helper.open(*self._login, _LOGIN_SECONDS, once=True)
-                begun.remove(helper)
-                self._helpers.add(helper)
-                self._give(helper)
-        finally:
-            self._wanted.set()
+        """One after the other: a PIN that was changed meanwhile is tried once. Raises CmkfsError, OSError."""
+        while len(self._helpers) + 1 < self.parallel:
+            if self._login is None:
+                raise TokenUnavailable("the token is not open")
+            self._refusal.check()
+            helper = TokenProcess(self._refusal)
+            self._ended.append(helper)  # until it is of use
+            await helper.open(*self._login, _LOGIN_SECONDS, once=True)
+            self._ended.remove(helper)
+            self._helpers.add(helper)
+            self._give(helper)
 
     def _end(self, helper: TokenProcess) -> None:
         helper.kill()

@@ -252,6 +252,35 @@ async def test_a_host_that_gives_no_more_processes_keeps_the_mount(
     assert len(site.team.pids) == 1
 
 
+async def test_a_host_that_gives_no_more_threads_keeps_the_helpers(
+    site: Site, faults: TokenFaults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has ended is not waited for yet; another one takes its place all the same."""
+    tries = 0
+
+    def refuse(*_args: object, **_named: object) -> None:
+        nonlocal tries
+        tries += 1
+        raise RuntimeError("can't start new thread")
+
+    faults.delay(SLOW)
+    await site.grow()
+    with monkeypatch.context() as without_threads:
+        without_threads.setattr(trio.to_thread, "run_sync", refuse)
+        os.kill(site.team.pids[1], signal.SIGKILL)
+        while not tries:
+            await site.unwrap_at_once(2 * MOST)
+        await site.grow()
+        await site.unwrap_at_once(5 * MOST)
+        assert tries < 5  # not again and again
+        assert len(site.team._ended) == 1
+    os.kill(site.team.pids[1], signal.SIGKILL)
+    while len(site.team.pids) == MOST:
+        await site.unwrap_at_once(2 * MOST)
+    await until(lambda: not site.team._ended)
+    await site.grow()
+
+
 async def test_a_session_that_ended_is_not_begun_anew_by_a_helper(site: Site, faults: TokenFaults) -> None:
     """Each would try the PIN, which may have been changed: the first process does, and the helpers are others then."""
     faults.delay(SLOW)
