@@ -15,6 +15,7 @@ import pytest
 import cmkfs
 from cmkfs import errors
 from cmkfs.keys import embedded, pkcs11_session
+from cmkfs.keys.access import TokenAccess
 from cmkfs.keys.pin import PinKind, PinSource, read_pin
 from cmkfs.keys.pkcs11 import Pkcs11Provider
 from cmkfs.keys.provider import CmkId
@@ -103,6 +104,11 @@ class SoftHsmToken:
             yield provider
         finally:
             provider.close()
+
+    def access(self, module: str | None = None) -> TokenAccess:
+        """As a configuration says it, for a process that is given the PIN; `module` is one in front of the real one."""
+        unused = PinSource(PinKind.ENV, "UNUSED")
+        return TokenAccess(module or self.module, LABEL, None, unused, embedded.conf_file(self.home))
 
     @property
     def elsewhere(self) -> OtherProcess:

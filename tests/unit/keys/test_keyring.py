@@ -2,7 +2,6 @@
 
 import os
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 import trio
@@ -348,8 +347,8 @@ async def test_a_hanging_token_is_an_error_at_the_deadline(
 # -- a real token ----------------------------------------------------------------------------------
 
 
-async def test_the_same_with_softhsm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    token, worker = SoftHsmToken(tmp_path, monkeypatch), TokenWorker()
+async def test_the_same_with_softhsm(token: SoftHsmToken) -> None:
+    worker = TokenWorker()
     with ExitStack() as opened:
         provider = worker.run(lambda: opened.enter_context(token.open()), deadline=10.0)
         cmk = worker.run(provider.create, "data", "aes-256", deadline=10.0)
@@ -371,4 +370,3 @@ async def test_the_same_with_softhsm(tmp_path: Path, monkeypatch: pytest.MonkeyP
             await keyring.unlock(zone)
         worker.run(opened.close, deadline=10.0)
     assert worker.close(wait=5.0)
-    token.close()

@@ -2,18 +2,14 @@
 
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import pytest
 import trio
 import trio.testing
-from contract.softhsm_token import LABEL, SoftHsmToken
+from contract.softhsm_token import SoftHsmToken
 
 from cmkfs.errors import Disabled, PinRefused, Tampered, TokenUnavailable
-from cmkfs.keys import embedded
-from cmkfs.keys.access import TokenAccess
-from cmkfs.keys.pin import PinKind, PinSource
 from cmkfs.keys.provider import CmkId
 from cmkfs.keys.token_client import TokenClient
 from cmkfs.keys.token_process import TokenProcess
@@ -24,27 +20,15 @@ SHORT = 0.2
 
 
 @pytest.fixture
-def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SoftHsmToken]:
-    made = SoftHsmToken(tmp_path, monkeypatch)
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def cmk_id(token: SoftHsmToken) -> CmkId:
     return token.elsewhere.create("data", "aes-256")
-
-
-def access(token: SoftHsmToken) -> TokenAccess:
-    unused = PinSource(PinKind.ENV, "UNUSED")
-    return TokenAccess(token.module, LABEL, None, unused, embedded.conf_file(token.home))
 
 
 @pytest.fixture
 async def process(token: SoftHsmToken, cmk_id: CmkId) -> AsyncIterator[TokenProcess]:
     made = TokenProcess()
     try:
-        await made.open(access(token), token.pin, DEADLINE)
+        await made.open(token.access(), token.pin, DEADLINE)
         yield made
     finally:
         made.close(wait=5.0)
@@ -81,7 +65,7 @@ async def test_a_wrong_pin_is_refused(token: SoftHsmToken, cmk_id: CmkId) -> Non
     process = TokenProcess()
     try:
         with pytest.raises(PinRefused):
-            await process.open(access(token), "9999", DEADLINE)
+            await process.open(token.access(), "9999", DEADLINE)
     finally:
         process.close(wait=5.0)
 
@@ -184,7 +168,7 @@ async def test_a_refused_pin_is_tried_once(token: SoftHsmToken, cmk_id: CmkId) -
     process = TokenProcess()
     try:
         with pytest.raises(PinRefused):
-            await process.open(access(token), "9999", DEADLINE)
+            await process.open(token.access(), "9999", DEADLINE)
         os.kill(process.pid, signal.SIGKILL)  # where there is no process there is no try
         for _ in range(3):
             with pytest.raises(PinRefused):

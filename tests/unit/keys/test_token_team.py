@@ -3,19 +3,17 @@
 import errno
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import trio
 from campaign.token_faults import TokenFaults
-from contract.softhsm_token import LABEL, SoftHsmToken
+from contract.softhsm_token import SoftHsmToken
 from one_zone import until
 
 from cmkfs.errors import Disabled, PinRefused, TokenUnavailable
-from cmkfs.keys import embedded, token_process, token_team
-from cmkfs.keys.access import TokenAccess
-from cmkfs.keys.pin import PinKind, PinSource
+from cmkfs.keys import token_process, token_team
 from cmkfs.keys.provider import CmkId, CmkVersion
 from cmkfs.keys.token_client import TokenClient
 from cmkfs.keys.token_team import TokenTeam
@@ -26,13 +24,6 @@ MOST = 4
 SLOW = 0.005
 CKR_PIN_INCORRECT = 0xA0
 CKR_SESSION_COUNT = 0xB1
-
-
-@pytest.fixture
-def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SoftHsmToken]:
-    made = SoftHsmToken(tmp_path, monkeypatch)
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -71,9 +62,7 @@ async def site(token: SoftHsmToken, faults: TokenFaults, nursery: trio.Nursery) 
     cmk_id = token.elsewhere.create("data", "aes-256")
     team = TokenTeam(MOST)
     try:
-        unused = PinSource(PinKind.ENV, "UNUSED")
-        access = TokenAccess(str(faults.library), LABEL, None, unused, embedded.conf_file(token.home))
-        await team.open(access, token.pin, DEADLINE)
+        await team.open(token.access(str(faults.library)), token.pin, DEADLINE)
         nursery.start_soon(team.help)
         client = TokenClient(team, DEADLINE)
         version = await client.newest(cmk_id)
