@@ -1,5 +1,7 @@
 """The pure parts of mounting: mountinfo, and the words for fusermount3."""
 
+from dataclasses import replace
+
 import pytest
 
 from cmkfs.fs.kernel_mount import MountEntry, MountRequest, _fusermount_options, parse_mountinfo, top_mount
@@ -43,6 +45,18 @@ def test_the_top_of_a_stack_is_what_nothing_covers(backwards: bool) -> None:
 
 def test_nothing_mounted_there_is_none() -> None:
     assert top_mount(parse_mountinfo(MOUNTINFO), b"/mnt") is None
+
+
+def test_a_mount_that_was_moved_is_the_same() -> None:
+    entry = parse_mountinfo(MOUNTINFO)[1]
+    assert entry.is_mount(replace(entry, mountpoint=b"/elsewhere", parent_id=1))
+
+
+@pytest.mark.parametrize("change", [{"mount_id": 99}, {"minor": 99}, {"source": b"/another/vault"}])
+def test_a_mount_that_has_only_some_of_the_same_numbers_is_another(change: dict[str, int | bytes]) -> None:
+    """The kernel gives the numbers of what was unmounted to whatever is mounted next."""
+    entry = parse_mountinfo(MOUNTINFO)[1]
+    assert not entry.is_mount(replace(entry, **change))  # type: ignore[arg-type]
 
 
 def test_the_source_keeps_its_commas_and_backslashes() -> None:
