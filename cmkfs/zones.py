@@ -5,7 +5,6 @@ keep the rest from being served: it is locked, and comes when its CMK does.
 """
 
 import logging
-import os
 
 import trio
 
@@ -25,7 +24,7 @@ from cmkfs.fs.inode import Inode
 from cmkfs.fs.inodes import InodeTable
 from cmkfs.fs.namespace import Namespace
 from cmkfs.fs.vaultdir import VaultDir
-from cmkfs.fs.xattrs import PREFIX
+from cmkfs.fs.xattrs import has_xattrs
 from cmkfs.fs.zoneroots import ZoneSwitch, paths_of, search_records
 from cmkfs.keys.keyring import Keyring
 from cmkfs.keys.newzone import make_zone_on_mount
@@ -178,7 +177,7 @@ class Zones:
     def _has_xattrs(self, inode: Inode) -> bool:
         """They are bound to the directory's id, which changes."""
         with self._inodes.reach(inode) as path:
-            return any(name.startswith(PREFIX) for name in os.listxattr(path))
+            return has_xattrs(path)
 
     def _place(self, inode: Inode) -> tuple[Directory, bytes]:
         """The directory that a directory lies in, and its name there. Raises UsageError, Damaged, Locked, …"""

@@ -82,13 +82,8 @@ class Xattrs:
         """True if the backing has attributes for it; needs no key."""
         if inode.bare:
             return False
-        prefix = _prefix(inode).decode()
         with self._inodes.reach(inode) as path:
-            try:
-                inode.bare = not any(name.startswith(prefix) for name in os.listxattr(path))
-            except OSError as error:
-                if error.errno != errno.E2BIG:  # more than a list holds are some
-                    raise
+            inode.bare = not has_xattrs(path, _prefix(inode).decode())
         return not inode.bare
 
     def names(self, inode: Inode, zone: Zone) -> list[bytes]:
@@ -151,6 +146,11 @@ def own_xattrs(fd: int) -> list[str]:
     return [name for name in os.listxattr(fd) if name.startswith(PREFIX)]
 
 
-def has_xattrs(fd: int) -> bool:
-    """True if the file has any: they are bound to its id, which then must stay."""
-    return bool(own_xattrs(fd))
+def has_xattrs(node: int | str, prefix: str = PREFIX) -> bool:
+    """True if a descriptor or a path has any: they are bound to the id of what it is, which then must stay."""
+    try:
+        return any(name.startswith(prefix) for name in os.listxattr(node))
+    except OSError as error:
+        if error.errno != errno.E2BIG:
+            raise
+        return True  # more than a list holds are some

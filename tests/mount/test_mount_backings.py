@@ -246,6 +246,44 @@ def test_what_is_written_when_the_daemon_is_killed_is_there(disk: Disk, both: Si
     _same_trees(both)
 
 
+def _set_until_full(path: Path, most: int) -> int:
+    """Small attributes, up to so many; gives how many there are."""
+    for number in range(most):
+        try:
+            os.setxattr(path, f"user.{number}", b"value")
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            return number
+    return most
+
+
+def test_more_attributes_than_a_list_holds(disk: Disk, both: SideBySide) -> None:
+    """listxattr(2) has 64 KiB, which the names in the vault fill first; ext4 has room for less."""
+    file = both.mounted / "file"
+    file.write_bytes(b"content")
+    count = _set_until_full(file, 2_500)
+    disk.mounted.again()
+    names = [f"user.{number}" for number in range(count)]
+    if disk.kind == "ext4":
+        assert sorted(os.listxattr(file)) == sorted(names)
+    else:
+        assert count == 2_500
+        with pytest.raises(OSError) as caught:
+            os.listxattr(file)
+        assert caught.value.errno == errno.E2BIG
+    assert file.read_bytes() == b"content"
+    for content in (b"longer content", b"new"):
+        file.write_bytes(content)
+        assert file.read_bytes() == content
+    assert {os.getxattr(file, name) for name in names} == {b"value"}
+    for name in names[1:]:
+        os.removexattr(file, name)
+    assert os.listxattr(file) == names[:1]
+    disk.mounted.again()
+    assert (os.listxattr(file), file.read_bytes()) == (names[:1], b"new")
+
+
 def _write_and_sync(path: Path, size: int) -> None:
     with path.open("wb", buffering=0) as file:
         for _ in range(0, size, 1 << 20):
