@@ -246,6 +246,26 @@ def test_what_is_written_when_the_daemon_is_killed_is_there(disk: Disk, both: Si
     _same_trees(both)
 
 
+def test_what_the_daemon_does_below_moves_no_times(disk: Disk, both: SideBySide) -> None:
+    """On btrfs it looks how many directories one has; what it renames over an empty one it exchanges, on xfs too."""
+
+    def make(place: Path) -> None:
+        (place / "from" / "moved" / "inside").mkdir(parents=True)
+        (place / "empty").mkdir()
+        os.utime(place / "from" / "moved", ns=(YEAR_2000, 2 * YEAR_2000))
+
+    def told(place: Path, name: str) -> tuple[int, int, int]:
+        found = os.stat(place / name)
+        return found.st_nlink, found.st_atime_ns, found.st_mtime_ns
+
+    both.same(make)
+    disk.mounted.again()  # with nothing counted
+    assert both.same(lambda place: told(place, "from/moved")) == (3, YEAR_2000, 2 * YEAR_2000)
+    both.same(lambda place: os.rename(place / "from" / "moved", place / "empty"))
+    disk.mounted.again()
+    assert both.same(lambda place: told(place, "empty")) == (3, YEAR_2000, 2 * YEAR_2000)
+
+
 def _set_until_full(path: Path, most: int) -> int:
     """Small attributes, up to so many; gives how many there are."""
     for number in range(most):
