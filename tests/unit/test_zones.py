@@ -62,8 +62,9 @@ async def test_nothing_is_left_of_a_zone_that_was_removed(harness: Harness, nurs
         assert len(nursery.child_tasks) == tasks + 2  # the watch, and who keeps the pool filled
         await give_up(harness)
         await harness.program.rmdir(ROOT, b"hr")
-        await trio.testing.wait_all_tasks_blocked()
-    assert len(nursery.child_tasks) == tasks
+        with trio.fail_after(5):
+            while len(nursery.child_tasks) > tasks:  # who fills the pool may be in a pause
+                await trio.lowlevel.checkpoint()
     assert mounted.watches == watches
     assert [len(kept) for kept in (keyring.zones, keyring._caches, keyring._pools, keyring._newest)] == before
 
