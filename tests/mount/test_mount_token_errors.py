@@ -157,11 +157,11 @@ def test_the_pin_is_changed_under_a_mount(faulty: tuple[RealMount, TokenFaults])
 def test_a_disable_overtakes_those_who_wait_for_a_slow_token(faulty: tuple[RealMount, TokenFaults]) -> None:
     """8 threads read files whose keys are not here; the news of a disable does not wait behind them."""
     mounted, faults = faulty
-    names = [mounted.path / f"file {number}" for number in range(800)]
+    names = [mounted.path / f"file {number}" for number in range(1_600)]
     for name in names:
         name.write_bytes(b"x" * 100)
     mounted.again()
-    faults.delay(0.01)
+    faults.delay(0.02)  # 8 s for all of them: a disable takes 2 s where the tests have little of the machine
     ended, refused = threading.Event(), threading.Event()
 
     def read(some: list[Path]) -> None:
