@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from mmap import mmap
 from typing import Any, Final
 
 import trio
@@ -61,6 +62,8 @@ class _Server:
                 raise
         put_first(self.process.pid)  # a disable is learned through it
         self.socket.setblocking(False)
+        self._buffer = mmap(-1, LARGEST_MESSAGE)  # one for all: memory that no answer needed is never touched
+        self._message = memoryview(self._buffer)
         self.abandoned = False
         """True while an answer is due for which nobody waits any more."""
         self.logging_in = False
@@ -96,7 +99,7 @@ class _Server:
             return answer
         raise answer
 
-    async def _receive(self, *, urgent: bool) -> bytes:
+    async def _receive(self, *, urgent: bool) -> memoryview:
         answered = self.abandoned = False
         try:
             data = await look_for(self._received, _LOOK_SECONDS) if urgent else None
@@ -108,16 +111,17 @@ class _Server:
             self.abandoned = not answered
         return data
 
-    def _received(self) -> bytes | None:
+    def _received(self) -> memoryview | None:
+        """The message in the buffer, until the next one comes."""
         try:
-            data = self.socket.recv(LARGEST_MESSAGE)
+            length = self.socket.recv_into(self._buffer)
         except BlockingIOError:
             return None
         except OSError as error:
             raise TokenUnavailable(f"the token's process is gone: {error.strerror}") from error
-        if not data:
+        if not length:
             raise TokenUnavailable("the token's process has ended")
-        return data
+        return self._message[:length]
 
     def end(self, wait: float) -> None:
         """Close the socket, at which the process ends by itself; one that does not is killed after `wait` seconds."""

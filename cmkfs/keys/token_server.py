@@ -10,6 +10,7 @@ import pickle
 import signal
 import socket
 import sys
+from mmap import mmap
 from typing import Any
 
 from cmkfs.errors import CmkfsError, TokenUnavailable
@@ -38,8 +39,10 @@ def main(fd: int) -> None:
 def serve(requests: socket.socket) -> None:
     """One provider for one socket."""
     provider: Pkcs11Provider | None = None
-    while message := requests.recv(LARGEST_MESSAGE):
-        name, args, named = pickle.loads(message)  # noqa: S301 - from the daemon that started this process
+    buffer = mmap(-1, LARGEST_MESSAGE)  # one for all: memory that no call needed is never touched
+    message = memoryview(buffer)
+    while length := requests.recv_into(buffer):
+        name, args, named = pickle.loads(message[:length])  # noqa: S301 - from the daemon that started this process
         try:
             if name == OPEN:
                 access, pin, once = args
