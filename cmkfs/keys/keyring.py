@@ -19,7 +19,7 @@ from cmkfs.format.vault import VaultFile
 from cmkfs.keys.dekcache import DekCache
 from cmkfs.keys.newest import NewestVersion
 from cmkfs.keys.policies import Policies
-from cmkfs.keys.pool import DekPool, NewFile, random_id
+from cmkfs.keys.pool import MOST, DekPool, NewFile, random_id
 from cmkfs.keys.provider import SECRET_SIZE
 from cmkfs.keys.token_client import TokenClient, WrappedSecret
 from cmkfs.keys.zone import Zone, ZoneState
@@ -206,7 +206,9 @@ class Keyring:
             return await self._prepare(zone, count)
 
         self._newest[zone.zone_id] = NewestVersion(self.token, zone.cmk_id)
-        self._pools[zone.zone_id] = DekPool(prepare, parallel=lambda: self.token.parallel)
+        self._pools[zone.zone_id] = DekPool(
+            prepare, most=lambda: MOST // len(self.zones), parallel=lambda: self.token.parallel
+        )
         return self._pools[zone.zone_id]
 
     def remove_zone(self, zone: Zone) -> None:

@@ -28,6 +28,8 @@ class NewFile:
     key: FileKey
 
 
+MOST: Final = 6144
+"""Of a mount: some 5 KiB of memory each."""
 _QUIET_SECONDS: Final = 0.05
 _IDLE_SECONDS: Final = 2.0
 _SOON_SECONDS: Final = 10.0
@@ -39,8 +41,8 @@ class DekPool:
     """Prepared identities of one zone. `prepare(n)` makes n of them with n token calls, or fewer if that takes long.
 
     It holds `size` of them, twice as many each time that they are used up within seconds. Once nobody has made a file
-    for a while it holds `most`: whoever unpacks an archive does not wait for a token that takes milliseconds a call.
-    `parallel` tells how many batches are worth having under way.
+    for a while it holds `most` of that moment: whoever unpacks an archive does not wait for a token that takes
+    milliseconds a call. `parallel` tells how many batches are worth having under way.
     """
 
     def __init__(
@@ -48,18 +50,18 @@ class DekPool:
         prepare: Callable[[int], Awaitable[list[NewFile]]],
         size: int = 256,
         batch: int = 32,
-        most: int = 6144,
+        most: Callable[[], int] = lambda: MOST,
         parallel: Callable[[], int] = lambda: 1,
     ) -> None:
         self._prepare = prepare
         self._size = size
         self._batch = self._largest_batch = batch
-        self._most = most
+        self.most = most
         self._parallel = parallel
         self._taken = self._seen = 0
         self._filled_at = 0.0
         self._ready: deque[NewFile] = deque()
-        self._wanted = trio.Event()
+        self._wanted, self._low = trio.Event(), trio.Event()
         self._waiting: set[trio.CancelScope] = set()
         self._ended = False
 
@@ -84,7 +86,10 @@ class DekPool:
         if len(self._ready) <= self._size // 2:
             self._wanted.set()
         if self._ready:
-            return self._ready.popleft()
+            new = self._ready.popleft()
+            if self._is_low:
+                self._low.set()
+            return new
         with trio.CancelScope() as scope:
             self._waiting.add(scope)
             try:
@@ -101,9 +106,9 @@ class DekPool:
             full_at = full_at if wanted else self._taken
             self._wanted = trio.Event()
             if wanted and self._is_low and time.monotonic() - self._filled_at < _SOON_SECONDS:
-                self._size = max(self._size, min(2 * self._size, self._most))
+                self._size = max(self._size, min(2 * self._size, self.most()))
             try:
-                await self._fill(self._size if wanted else self._most)
+                await self._fill(self._size if wanted else self.most())
                 self._filled_at = time.monotonic()
             except* CmkfsError as errors:
                 log.info("DEKs are not wrapped ahead: %s", errors.exceptions[0])
@@ -133,8 +138,9 @@ class DekPool:
         """
         before = self._seen if self._parallel() > 1 else -1
         while not self._is_low and before != self._taken:
-            before = self._taken
-            await trio.sleep(_QUIET_SECONDS)
+            before, self._low = self._taken, trio.Event()
+            with trio.move_on_after(_QUIET_SECONDS):
+                await self._low.wait()
         self._seen = self._taken
 
     async def _fill(self, size: int) -> None:

@@ -7,11 +7,12 @@ from one_zone import OneZone, until
 
 from cmkfs.errors import CmkNotFound, Disabled, KeyUnavailable, Locked, TokenUnavailable
 from cmkfs.format.header import Slot, State
-from cmkfs.keys.pool import DekPool, NewFile
+from cmkfs.keys.pool import MOST, DekPool, NewFile, random_id
+from cmkfs.keys.zone import Zone
 
 
 def pool_of(made: OneZone, size: int, batch: int) -> DekPool:
-    return DekPool(lambda count: made.keyring._prepare(made.zone, count), size, batch, most=size)
+    return DekPool(lambda count: made.keyring._prepare(made.zone, count), size, batch, most=lambda: size)
 
 
 async def test_nothing_is_wrapped_before_the_first_file(serving: OneZone, nursery: trio.Nursery) -> None:
@@ -102,7 +103,7 @@ async def test_a_refill_that_fails_does_not_end_the_mount(error: type[Exception]
             raise error("no")
         return [object()] * count  # type: ignore[list-item]
 
-    pool = DekPool(prepare, size=4, batch=4, most=4)
+    pool = DekPool(prepare, size=4, batch=4, most=lambda: 4)
     nursery.start_soon(pool.keep_filled)
     with pytest.raises(error):
         await pool.take()
@@ -140,7 +141,7 @@ async def test_once_nobody_makes_files_it_holds_the_most(autojump_clock: trio.te
     async def prepare(count: int) -> list[NewFile]:
         return [object()] * count  # type: ignore[list-item]
 
-    pool = DekPool(prepare, size=8, batch=4, most=100)
+    pool = DekPool(prepare, size=8, batch=4, most=lambda: 100)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pool.keep_filled)
         await trio.sleep(60)
@@ -152,6 +153,37 @@ async def test_once_nobody_makes_files_it_holds_the_most(autojump_clock: trio.te
         await trio.sleep(3)
         assert len(pool) == 100
         pool.end()
+
+
+async def test_zones_share_what_is_made_ahead(serving: OneZone) -> None:
+    """Memory is bounded by the mount, not by the number of its zones."""
+    pool = serving.keyring.pool_of(serving.zone)
+    assert pool.most() == MOST
+    for _ in range(2):
+        serving.keyring.add_zone(Zone(random_id(), serving.zone.record, "own"))
+    assert pool.most() == MOST // 3
+
+
+async def test_it_is_refilled_before_it_is_empty_while_files_are_made(autojump_clock: trio.testing.MockClock) -> None:
+    """Whoever makes files all the time uses up more within one pause than is left at its beginning."""
+    waited = 0
+
+    async def prepare(count: int) -> list[NewFile]:
+        nonlocal waited
+        waited += count == 1
+        return [object()] * count  # type: ignore[list-item]
+
+    pool = DekPool(prepare, size=64, batch=4, most=lambda: 64)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pool.keep_filled)
+        await pool.take()
+        await trio.sleep(10)
+        assert len(pool) == 64
+        for _ in range(500):
+            await pool.take()
+            await trio.sleep(0.001)
+        pool.end()
+    assert waited == 1
 
 
 async def test_batches_are_under_way_at_once_when_it_is_worth_it() -> None:
@@ -166,7 +198,7 @@ async def test_batches_are_under_way_at_once_when_it_is_worth_it() -> None:
             await all_of_them.wait()
         return [object()] * count  # type: ignore[list-item]
 
-    pool = DekPool(prepare, size=32, batch=4, most=32, parallel=lambda: 5)
+    pool = DekPool(prepare, size=32, batch=4, most=lambda: 32, parallel=lambda: 5)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pool.keep_filled)
         await pool.take()
@@ -188,7 +220,7 @@ async def test_a_lock_ends_the_making_ahead_at_once() -> None:
                 ended.set()
         return [object()] * count  # type: ignore[list-item]
 
-    pool = DekPool(prepare, size=8, batch=4, most=8)
+    pool = DekPool(prepare, size=8, batch=4, most=lambda: 8)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pool.keep_filled)
         await pool.take()
