@@ -7,6 +7,7 @@ of directories above it need nothing here. Inode numbers are the backing's, so t
 import errno
 import os
 import stat
+import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ from cmkfs.fs.roster import Roster
 
 _NODE_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIR_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_LARGE_TABLE = 1 << 22
+_ROOM = 1024
+"""Bytes of a large table for each inode in it, from which on it is too much; a table that grows has up to 84."""
 
 
 class InodeTable:
@@ -295,6 +299,9 @@ class InodeTable:
                 self.drop_if_unused(inode)
                 if inode.gone:
                     gone.append(inode)
+        size = sys.getsizeof(self._inodes)
+        if size > _LARGE_TABLE and size > _ROOM * len(self._inodes):
+            self._inodes = dict(self._inodes)  # by itself a dict never gives back the room that it once needed
         return gone
 
     def drop_if_unused(self, inode: Inode) -> None:

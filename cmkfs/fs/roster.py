@@ -6,6 +6,7 @@ system call); it grows by 512 KiB at a time and never holds more places than the
 
 import mmap
 import os
+from array import array
 from typing import Final
 
 NUMBER_SIZE: Final = 8
@@ -19,7 +20,7 @@ class Roster:
 
     def __init__(self) -> None:
         self.fd = os.memfd_create("cmkfs-roster", os.MFD_CLOEXEC)
-        self._free: list[int] = []
+        self._free = array("I")
         self._places = 0
         self._numbers = memoryview(b"")
 

@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -274,6 +275,28 @@ def test_lookups_are_counted(table: InodeTable, tmp_path: Path) -> None:
     table.forget([(inode.ino, 1)])
     assert table.get(inode.ino) is None
     assert len(table) == 1
+
+
+def test_memory_that_many_inodes_needed_is_given_back(table: InodeTable, tmp_path: Path) -> None:
+    """A million files that were looked up and forgotten leave the daemon as small as it was."""
+
+    def traced() -> int:
+        return tracemalloc.get_traced_memory()[0]
+
+    top, numbers = os.stat(tmp_path / "."), range(10**9, 10**9 + 100_000)
+    tracemalloc.start()
+    try:
+        before = traced()
+        for number in numbers:
+            found = os.stat_result((stat.S_IFREG, number, top.st_dev, *top[3:]))
+            table.learn(found, table.root, b"%d" % number).lookups = 1
+        known = traced() - before
+        table.forget([(number, 1) for number in numbers])
+        left = traced() - before
+    finally:
+        tracemalloc.stop()
+    assert known > 20_000_000, "the test shows nothing"
+    assert left < known / 20
 
 
 def test_reach_gives_a_path_to_the_very_inode(table: InodeTable, tmp_path: Path) -> None:
