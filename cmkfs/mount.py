@@ -34,6 +34,7 @@ from cmkfs.keys.memory import keep_heap, protect_memory
 from cmkfs.keys.policies import Policies
 from cmkfs.keys.provider import CmkState
 from cmkfs.keys.token_client import TokenClient
+from cmkfs.keys.token_start import Started
 from cmkfs.keys.token_team import TokenTeam
 from cmkfs.keys.zone import Zone
 from cmkfs.mounted import Mounted
@@ -62,8 +63,8 @@ Ready = Callable[[dict[str, object]], None]
 Task = Callable[[], Awaitable[None]]
 
 
-def serve(spec: MountSpec, ready: Ready) -> int:
-    """Mount, call `ready` with a report once files can be used, and serve until unmounted.
+def serve(spec: MountSpec, started: Started, ready: Ready) -> int:
+    """Mount, call `ready` with a report once files can be used, and serve until unmounted; `started` for the token.
 
     0 if everything was stored, 1 if not. Raises CmkfsError for all that fails before `ready`.
     """
@@ -75,7 +76,7 @@ def serve(spec: MountSpec, ready: Ready) -> int:
     _allow_descriptors()
     os.umask(0)
     spec = _give_up_privileges(spec)
-    token = TokenTeam(spec.config.token.processes)
+    token = TokenTeam(spec.config.token.processes, started)
     try:
         backing = _open_backing(spec)
         try:

@@ -20,6 +20,7 @@ from cmkfs.control.protocol import Fields
 from cmkfs.control.registry import socket_path
 from cmkfs.errors import CmkfsError, MountFailed
 from cmkfs.home import Home, private_directory, private_tree
+from cmkfs.keys.token_start import Started
 
 
 @click.command(
@@ -100,6 +101,16 @@ def _as_daemon(order: _Order, vault: Path, mountpoint: Path, ready_fd: int, pin_
 
 
 def _serve(order: _Order, vault: Path, mountpoint: Path, pin: str | None, ready: Callable[[Fields], None]) -> int:
+    started = Started()
+    try:
+        return _serve_with(order, vault, mountpoint, pin, started, ready)
+    finally:
+        started.end(wait=1.0)
+
+
+def _serve_with(
+    order: _Order, vault: Path, mountpoint: Path, pin: str | None, started: Started, ready: Callable[[Fields], None]
+) -> int:
     from cmkfs.mount import MountSpec, serve
 
     logging.basicConfig(
@@ -115,7 +126,7 @@ def _serve(order: _Order, vault: Path, mountpoint: Path, pin: str | None, ready:
         break_lock=order.break_lock,
         pin=pin,
     )
-    return serve(spec, ready)
+    return serve(spec, started, ready)
 
 
 def _pin_of_caller(order: _Order) -> str | None:

@@ -16,9 +16,6 @@ from cmkfs.keys.provider import Cmk, KeyProvider, TokenInfo
 BATCH_SECONDS: Final = 0.02
 """A batch of wraps ends after this, so that with a slow token nothing waits behind more than one of them."""
 
-
-LARGEST_MESSAGE: Final = 1 << 20
-"""Bytes of a call, or of its answer, to a process that makes it."""
 OPEN: Final = "open"
 """The name of the first call to such a process: log in."""
 

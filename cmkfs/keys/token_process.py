@@ -11,9 +11,6 @@ the mount.
 
 import logging
 import pickle
-import socket
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable
 from mmap import mmap
 from typing import Any, Final
@@ -22,9 +19,9 @@ import trio
 
 from cmkfs.errors import PinRefused, TokenUnavailable
 from cmkfs.keys.access import TokenAccess
-from cmkfs.keys.token_client import LARGEST_MESSAGE, OPEN
+from cmkfs.keys.token_client import OPEN
+from cmkfs.keys.token_start import LARGEST_MESSAGE, Started
 from cmkfs.looking import look_for
-from cmkfs.priority import put_first
 
 log = logging.getLogger(__name__)
 
@@ -44,24 +41,13 @@ _KILL_SECONDS: Final = 5.0
 
 
 class _Server:
-    """One process and the socket to it."""
+    """One process, and what is under way with it."""
 
-    def __init__(self) -> None:
-        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            for end in (self.socket, theirs):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LARGEST_MESSAGE)
-            # Nothing is imported from the directory in which somebody happens to mount.
-            command = [sys.executable, "-P", "-m", "cmkfs.keys.token_server", str(theirs.fileno())]
-            try:
-                self.process = subprocess.Popen(
-                    command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, cwd="/", start_new_session=True
-                )
-            except BaseException:
-                self.socket.close()
-                raise
-        put_first(self.process.pid)  # a disable is learned through it
-        self.socket.setblocking(False)
+    def __init__(self, started: Started | None = None) -> None:
+        """Raises OSError if no process can be begun."""
+        self._started = started or Started()
+        self.process = self._started.process
+        self.socket = self._started.socket
         self._buffer = mmap(-1, LARGEST_MESSAGE)  # one for all: memory that no answer needed is never touched
         self._message = memoryview(self._buffer)
         self.abandoned = False
@@ -124,13 +110,8 @@ class _Server:
         return self._message[:length]
 
     def end(self, wait: float) -> None:
-        """Close the socket, at which the process ends by itself; one that does not is killed after `wait` seconds."""
-        self.socket.close()
-        try:
-            self.process.wait(wait)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        """See `Started`."""
+        self._started.end(wait)
 
 
 class PinRefusal:
@@ -146,11 +127,11 @@ class PinRefusal:
 
 
 class TokenProcess:
-    """A transport for `TokenClient`. The process is begun at once, so that it is there when it is needed."""
+    """A transport for `TokenClient`."""
 
-    def __init__(self, refusal: PinRefusal | None = None) -> None:
-        """Raises OSError if no process can be begun."""
-        self._server = _Server()
+    def __init__(self, refusal: PinRefusal | None = None, started: Started | None = None) -> None:
+        """Takes over a process that was started, or begins one. Raises OSError if none can be begun."""
+        self._server = _Server(started)
         self._turn = trio.Lock()
         self._open_message: bytes | None = None
         self._logged_in = False

@@ -16,7 +16,8 @@ from typing import Any
 from cmkfs.errors import CmkfsError, TokenUnavailable
 from cmkfs.keys.memory import protect_memory
 from cmkfs.keys.pkcs11 import Pkcs11Provider
-from cmkfs.keys.token_client import LARGEST_MESSAGE, OPEN, perform
+from cmkfs.keys.token_client import OPEN, perform
+from cmkfs.keys.token_start import LARGEST_MESSAGE
 from cmkfs.privileges import no_new_privileges
 
 _PR_SET_PDEATHSIG = 1

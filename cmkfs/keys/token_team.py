@@ -16,6 +16,7 @@ import trio
 from cmkfs.errors import CmkfsError, TokenUnavailable
 from cmkfs.keys.access import TokenAccess
 from cmkfs.keys.token_process import MAX_WAITING, OF_THE_WATCH, PinRefusal, TokenProcess
+from cmkfs.keys.token_start import Started
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +40,11 @@ class _Turn:
 class TokenTeam:
     """A transport for `TokenClient`. `help` is a task that the mount runs; without it there is one process."""
 
-    def __init__(self, most: int) -> None:
-        """`most` processes: 1 for a token that does not take parallel calls."""
+    def __init__(self, most: int, started: Started | None = None) -> None:
+        """`most` processes, `started` the first: 1 for a token that does not take parallel calls. Raises OSError."""
         self._wished = self._most = most
         self._refusal = PinRefusal()
-        self._lead = TokenProcess(self._refusal)
+        self._lead = TokenProcess(self._refusal, started)
         self._helpers: set[TokenProcess] = set()
         self._ended: list[TokenProcess] = []
         self._idle: list[TokenProcess] = [self._lead]

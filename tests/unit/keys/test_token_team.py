@@ -13,7 +13,7 @@ from contract.softhsm_token import SoftHsmToken
 from one_zone import until
 
 from cmkfs.errors import Disabled, PinRefused, TokenUnavailable
-from cmkfs.keys import token_process, token_team
+from cmkfs.keys import token_start, token_team
 from cmkfs.keys.provider import CmkId, CmkVersion
 from cmkfs.keys.token_client import TokenClient
 from cmkfs.keys.token_team import TokenTeam
@@ -232,7 +232,7 @@ async def test_a_host_that_gives_no_more_processes_keeps_the_mount(
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     faults.delay(SLOW)
-    monkeypatch.setattr(token_process.subprocess, "Popen", refuse)
+    monkeypatch.setattr(token_start.subprocess, "Popen", refuse)
     while True:
         await site.unwrap_at_once(2 * MOST)
         if site.team._most == 1:
