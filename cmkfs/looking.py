@@ -19,6 +19,15 @@ class Lookers:
     count = 0
 
 
+class Threads:
+    """How many tasks wait for a thread. While there are any, nobody looks for the next request without a pause.
+
+    A thread that begins, or comes back from the disk, takes Python's lock from whoever looks only when that one pauses.
+    """
+
+    count = 0
+
+
 async def look_for(found: Callable[[], T | None], seconds: float) -> T | None:
     """What `found` gives as soon as it is not None; None if it gives nothing for `seconds`. Raises what it raises."""
     until = perf_counter() + seconds

@@ -7,13 +7,18 @@ from typing import TypeVar, TypeVarTuple
 
 import trio
 
+from cmkfs.looking import Threads
+
 _T = TypeVar("_T")
 _Arguments = TypeVarTuple("_Arguments")
 
 
 async def in_thread(call: Callable[[*_Arguments], _T], *arguments: *_Arguments) -> _T:
     """What the call gives. Raises what it raises, and OSError ENOMEM if there can be no thread for it."""
+    Threads.count += 1
     try:
         return await trio.to_thread.run_sync(call, *arguments)
     except RuntimeError as error:  # "can't start new thread"
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
+    finally:
+        Threads.count -= 1

@@ -8,7 +8,7 @@ from time import perf_counter
 
 import trio
 
-from cmkfs.looking import Lookers
+from cmkfs.looking import Lookers, Threads
 
 # The longest time, in seconds, for which requests that are already waiting keep other tasks from running.
 BUSY_SECONDS = 500e-6
@@ -64,10 +64,10 @@ class Readiness:
 
     async def wait(self) -> None:
         """Return once it can be read. Between the looks, other tasks have a turn. Raises trio.ClosedResourceError."""
-        began = perf_counter()
-        until = began + self._window.current
+        began, threads = perf_counter(), Threads.count
+        until = began if threads else began + self._window.current
         look = self._look
-        turn = began if look(0) or Lookers.count else began + LOOK_SECONDS
+        turn = began if look(0) or Lookers.count or threads else began + LOOK_SECONDS
         while True:
             now = perf_counter()
             if now < turn:
@@ -85,4 +85,5 @@ class Readiness:
                 self._trio_ran = now = perf_counter()
                 break
             turn = now if Lookers.count else now + LOOK_SECONDS
-        self._window.observe(now - began)
+        if not threads:
+            self._window.observe(now - began)

@@ -1,13 +1,17 @@
 """Looking for the next request: for how long, and that everybody else runs meanwhile."""
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 import trio
+import trio.testing
 
+from cmkfs.fs.diskthread import in_thread
 from cmkfs.fuse.polling import PollWindow, Readiness
+from cmkfs.looking import Threads
 
 
 @pytest.fixture
@@ -81,6 +85,21 @@ async def test_it_waits_for_what_comes_later(pipe: tuple[int, int], window: floa
             await trio.sleep(0.01)  # another task's timer runs while the reader polls
             assert not returned.is_set()
             os.write(pipe[1], b"x")
+
+
+@pytest.mark.trio
+async def test_nobody_looks_while_a_thread_is_waited_for(pipe: tuple[int, int]) -> None:
+    """It would find Python's lock taken, again and again: 200 µs for each fsync."""
+    ready, disk = Readiness(pipe[0], 10.0), threading.Event()
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(in_thread, disk.wait)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(ready.wait)
+            await trio.testing.wait_all_tasks_blocked()  # who looks is not blocked
+            os.write(pipe[1], b"x")
+            disk.set()
+    assert not Threads.count
 
 
 @pytest.mark.trio
