@@ -101,7 +101,11 @@ class CmkWatch:
 
     async def begin(self) -> None:
         """Read the policy before anything is served. Raises Disabled, TokenUnavailable, …"""
-        await self._ask()
+        try:
+            await self._ask()
+        except Disabled:
+            await self._ask_for_policy()
+            raise
         self._carried_out = self._policies.in_force(self._cmk_id)
 
     async def look(self, *, policy_too: bool = True) -> None:
@@ -131,6 +135,8 @@ class CmkWatch:
         except (Disabled, Revoked, CmkNotFound) as error:
             self._reached()
             await self._refused(_as_refusal(error, self._name))
+            if isinstance(error, Disabled) and ask == self._ask:
+                await self._learn_policy()
         except Tampered as error:
             # Somebody edited what the token keeps of the CMK; who may use it cannot be told.
             self._reached()
@@ -149,13 +155,19 @@ class CmkWatch:
         return False
 
     async def _ask(self) -> None:
-        try:
-            await self._ask_the_canary()
-        except Disabled:
-            # What is in order when it is enabled again is set while it is not, in an incident for instance.
-            self.take_policy(await self._token.policy(self._cmk_id))
-            raise
+        await self._ask_the_canary()
+        await self._ask_for_policy()
+
+    async def _ask_for_policy(self) -> None:
         self.take_policy(await self._token.policy(self._cmk_id))
+
+    async def _learn_policy(self) -> None:
+        """What is in order when it is enabled again is set while it is not, in an incident. The lock came first."""
+        with trio.move_on_after(2 * self._interval):
+            try:
+                await self._ask_for_policy()
+            except CmkfsError as error:
+                log.warning("the policy of %s is not known: %s", self._name, error)  # the next look asks again
 
     async def _ask_the_canary(self) -> None:
         await self._token.canary(self._cmk_id)

@@ -90,6 +90,22 @@ async def test_a_policy_that_is_set_while_it_is_disabled_counts_at_once(watched:
     assert isinstance(watched.watch.refusal, Disabled)
 
 
+async def test_a_lock_does_not_wait_for_the_policy(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which a token on a network takes as long for as for many canaries."""
+    locked = 0
+
+    def policy(_: object) -> None:
+        nonlocal locked
+        locked = len(watched.locks)
+        raise TokenUnavailable("away")
+
+    monkeypatch.setattr(watched.made.provider, "policy", policy)
+    set_enabled(watched, False)
+    await watched.watch.look()
+    assert locked == 1
+    assert isinstance(watched.watch.refusal, Disabled)
+
+
 async def test_a_cmk_that_is_gone_locks_too(watched: Watched) -> None:
     taken = watched.made.token.cmks.pop(watched.made.cmk.cmk_id)
     await watched.watch.look()
