@@ -12,7 +12,7 @@ the mount.
 import logging
 import pickle
 from collections.abc import Awaitable, Callable
-from mmap import mmap
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import Any, Final
 
 import trio
@@ -20,7 +20,7 @@ import trio
 from cmkfs.errors import PinRefused, TokenUnavailable
 from cmkfs.keys.access import TokenAccess
 from cmkfs.keys.token_client import OPEN
-from cmkfs.keys.token_start import LARGEST_MESSAGE, Started
+from cmkfs.keys.token_start import LARGEST_MESSAGE, Started, overwrite
 from cmkfs.looking import look_for
 
 log = logging.getLogger(__name__)
@@ -45,11 +45,12 @@ class _Server:
 
     def __init__(self, started: Started | None = None) -> None:
         """Raises OSError if no process can be begun."""
+        # One for all answers, and private: what is in it is overwritten once it was read.
+        self._buffer = mmap(-1, LARGEST_MESSAGE, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+        self._message = memoryview(self._buffer)
         self._started = started or Started()
         self.process = self._started.process
         self.socket = self._started.socket
-        self._buffer = mmap(-1, LARGEST_MESSAGE)  # one for all: memory that no answer needed is never touched
-        self._message = memoryview(self._buffer)
         self.abandoned = False
         """True while an answer is due for which nobody waits any more."""
         self.logging_in = False
@@ -71,7 +72,7 @@ class _Server:
         `urgent`: a program waits for it, which is worth some processor time.
         """
         if self.abandoned:
-            await self._receive(urgent=urgent)
+            overwrite(await self._receive(urgent=urgent))
         try:
             self.socket.send(message)
         except OSError as error:
@@ -80,7 +81,11 @@ class _Server:
 
     async def answer(self, *, urgent: bool = False) -> Any:
         """What is answered to what was asked last. Raises what the call raised, and TokenUnavailable."""
-        succeeded, answer = pickle.loads(await self._receive(urgent=urgent))  # noqa: S301 - from the process that we began
+        message = await self._receive(urgent=urgent)
+        try:
+            succeeded, answer = pickle.loads(message)  # noqa: S301 - from the process that we began
+        finally:
+            overwrite(message)
         if succeeded:
             return answer
         raise answer
@@ -98,7 +103,7 @@ class _Server:
         return data
 
     def _received(self) -> memoryview | None:
-        """The message in the buffer, until the next one comes."""
+        """The message in the buffer; whoever has read it overwrites it."""
         try:
             length = self.socket.recv_into(self._buffer)
         except BlockingIOError:

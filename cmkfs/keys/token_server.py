@@ -10,14 +10,14 @@ import pickle
 import signal
 import socket
 import sys
-from mmap import mmap
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import Any
 
 from cmkfs.errors import CmkfsError, TokenUnavailable
 from cmkfs.keys.memory import protect_memory
 from cmkfs.keys.pkcs11 import Pkcs11Provider
 from cmkfs.keys.token_client import OPEN, perform
-from cmkfs.keys.token_start import LARGEST_MESSAGE
+from cmkfs.keys.token_start import LARGEST_MESSAGE, overwrite
 from cmkfs.privileges import no_new_privileges
 
 _PR_SET_PDEATHSIG = 1
@@ -40,10 +40,9 @@ def main(fd: int) -> None:
 def serve(requests: socket.socket) -> None:
     """One provider for one socket."""
     provider: Pkcs11Provider | None = None
-    buffer = mmap(-1, LARGEST_MESSAGE)  # one for all: memory that no call needed is never touched
-    message = memoryview(buffer)
+    buffer = mmap(-1, LARGEST_MESSAGE, flags=MAP_PRIVATE | MAP_ANONYMOUS)
     while length := requests.recv_into(buffer):
-        name, args, named = pickle.loads(message[:length])  # noqa: S301 - from the daemon that started this process
+        name, args, named = _read(memoryview(buffer)[:length])
         try:
             if name == OPEN:
                 access, pin, once = args
@@ -64,6 +63,13 @@ def serve(requests: socket.socket) -> None:
             # A module can fail in ways nobody thought of; its errors need not be anything that travels.
             reply = (False, TokenUnavailable(f"the token failed: {error!r}"))
         _answer(requests, reply)
+
+
+def _read(message: memoryview) -> Any:
+    try:
+        return pickle.loads(message)  # noqa: S301 - from the daemon that started this process
+    finally:
+        overwrite(message)
 
 
 def _answer(requests: socket.socket, reply: tuple[bool, Any]) -> None:

@@ -14,6 +14,11 @@ LARGEST_MESSAGE: Final = 1 << 20
 """Bytes of a call, or of its answer."""
 
 
+def overwrite(message: memoryview) -> None:
+    """What was in it cannot be read from memory any more: keys, and the PIN."""
+    message[:] = bytes(len(message))
+
+
 class Started:
     """A process that waits for its first call, and the socket to it."""
 

@@ -43,6 +43,15 @@ async def test_it_wraps_and_unwraps(process: TokenProcess, cmk_id: CmkId) -> Non
     assert (await client.find("data")).cmk_id == cmk_id
 
 
+async def test_no_key_stays_where_messages_come_in(process: TokenProcess, cmk_id: CmkId) -> None:
+    """Shorter ones come after it, and would leave it there after a lock."""
+    client = TokenClient(process, DEADLINE)
+    version = await client.newest(cmk_id)
+    (wrapped,) = await client.wrap_many(version, [(SECRET, CONTEXT)])
+    assert await client.unwrap(version, wrapped, context=CONTEXT) == SECRET
+    assert not any(process._server._buffer[:100_000])
+
+
 async def test_errors_arrive_as_what_they_are(process: TokenProcess, cmk_id: CmkId, token: SoftHsmToken) -> None:
     client = TokenClient(process, DEADLINE)
     version = await client.newest(cmk_id)
