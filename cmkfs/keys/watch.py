@@ -93,6 +93,10 @@ class CmkWatch:
         """No zone of the mount is under the CMK any more: `run` returns."""
         self._running.cancel()
 
+    def _patience(self) -> float:
+        """Seconds for one look."""
+        return min(max(self._grace, 2 * self._interval), self._grace_left() or math.inf)
+
     def _grace_left(self) -> float:
         """Seconds until an outage locks; infinite if there is none, or if it has."""
         if self._unreachable_since is None or isinstance(self.refusal, TokenUnavailable):
@@ -114,7 +118,8 @@ class CmkWatch:
             if not self._grace_left():
                 await self._refused(self._outage())
             # A CMK that was disabled when the mount began has a policy that was never read.
-            canary_will_do = not policy_too and self._policies.knows(self._cmk_id)
+            # And what a refusal has locked is not unlocked by an older one.
+            canary_will_do = not policy_too and self.refusal is None and self._policies.knows(self._cmk_id)
             if not await self._look(self._ask_the_canary if canary_will_do else self._ask) and await self._recovered():
                 await self._look(self._ask)
 
@@ -130,7 +135,7 @@ class CmkWatch:
         began = trio.current_time()
         try:
             # Not the interval: a token that is slow but answers is no outage. Nor longer than an outage may last.
-            with trio.fail_after(min(max(self._grace, 2 * self._interval), self._grace_left() or math.inf)):
+            with trio.fail_after(self._patience()):
                 await ask()
         except (Disabled, Revoked, CmkNotFound) as error:
             self._reached()
@@ -163,11 +168,13 @@ class CmkWatch:
 
     async def _learn_policy(self) -> None:
         """What is in order when it is enabled again is set while it is not, in an incident. The lock came first."""
-        with trio.move_on_after(2 * self._interval):
-            try:
+        try:
+            with trio.fail_after(self._patience()):
                 await self._ask_for_policy()
-            except CmkfsError as error:
-                log.warning("the policy of %s is not known: %s", self._name, error)  # the next look asks again
+        except (CmkfsError, trio.TooSlowError) as error:  # before it is unlocked again, it is asked for again
+            log.warning("the policy of %s is not known: %s", self._name, error or "the token does not answer")
+        except Exception:
+            log.exception("the token failed")
 
     async def _ask_the_canary(self) -> None:
         await self._token.canary(self._cmk_id)

@@ -106,6 +106,44 @@ async def test_a_lock_does_not_wait_for_the_policy(watched: Watched, monkeypatch
     assert isinstance(watched.watch.refusal, Disabled)
 
 
+async def test_a_policy_that_a_disable_did_not_wait_for_counts_before_it_is_unlocked(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await watched.watch.look()
+    text = rules(("allow", "uid:7", "read"))
+    set_policy(watched, text)
+    set_enabled(watched, False)
+
+    def away(_: object) -> None:
+        raise TokenUnavailable("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watched.made.provider, "policy", away)
+        await watched.watch.look()
+    assert watched.watch.policy_hash != fingerprint(text)
+    set_enabled(watched, True)
+    hashes: list[str] = []
+
+    async def unlock() -> None:
+        hashes.append(watched.watch.policy_hash)
+
+    monkeypatch.setattr(watched.watch, "_unlock", unlock)
+    await watched.watch.look(policy_too=False)
+    assert hashes == [fingerprint(text)]
+
+
+async def test_whatever_a_policy_does_to_the_reader_the_mount_lives_on(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deep(_: object) -> None:
+        raise RecursionError
+
+    monkeypatch.setattr(watched.made.provider, "policy", deep)
+    set_enabled(watched, False)
+    await watched.watch.look()
+    assert isinstance(watched.watch.refusal, Disabled)
+
+
 async def test_a_cmk_that_is_gone_locks_too(watched: Watched) -> None:
     taken = watched.made.token.cmks.pop(watched.made.cmk.cmk_id)
     await watched.watch.look()
