@@ -108,12 +108,18 @@ class DekPool:
             if wanted and self._is_low and time.monotonic() - self._filled_at < _SOON_SECONDS:
                 self._size = max(self._size, min(2 * self._size, self.most()))
             try:
-                await self._fill(self._size if wanted else self.most())
+                self._share()
+                await self._fill(min(self._size, self.most()) if wanted else self.most())
                 self._filled_at = time.monotonic()
             except* CmkfsError as errors:
                 log.info("DEKs are not wrapped ahead: %s", errors.exceptions[0])
             except* Exception:
                 log.exception("DEKs are not wrapped ahead")
+
+    def _share(self) -> None:
+        """What others were given since is not held here too."""
+        while len(self._ready) > self.most():
+            self._ready.pop()
 
     async def _until_wanted(self, *, idle: bool) -> bool:
         """True when files want keys soon; False, if `idle`, once nobody has made one for a while."""

@@ -177,6 +177,7 @@ class TokenTeam:
     async def _begin_helpers(self) -> None:
         """One after the other: a PIN that was changed meanwhile is tried once. Raises CmkfsError, OSError."""
         while len(self._helpers) + 1 < self.parallel:
+            await self._bury()  # those that fail at their first call do so again and again
             if self._login is None:
                 raise TokenUnavailable("the token is not open")
             self._refusal.check()
