@@ -58,6 +58,8 @@ class ControlAnswers:
     def __init__(self, mounted: Mounted, audit: MountAudit | None = None) -> None:
         self._mounted = mounted
         self._audit = audit
+        self.ending = False
+        """Nothing can be open any more, and what is left is stored."""
 
     def handlers(self) -> Mapping[str, Handler]:
         """What the control socket can ask for."""
@@ -194,6 +196,7 @@ class ControlAnswers:
             "host": socket.gethostname(),
             # The root zone's: without it no path leads anywhere. Of the others `zones` tells.
             "state": self._state([self._mounted.root_zone]),
+            "ending": self.ending,
             "detached": mounted_at(os.fsencode(self._mounted.mountpoint)) is None,
             "read_only": self._mounted.backing.read_only,
             "zones": [self._zone_facts(zone) for zone in zones],

@@ -192,7 +192,8 @@ async def _until_unmounted(
     ready: Ready,
 ) -> bool:
     """Mount, serve, unmount, store, and tell who waits for it. True if everything was stored."""
-    server = ControlServer(spec.home, _record(spec, mounted), ControlAnswers(mounted, audit).handlers())
+    answers = ControlAnswers(mounted, audit)
+    server = ControlServer(spec.home, _record(spec, mounted), answers.handlers())
     mounted.on_zones_changed = lambda: server.update(_record(spec, mounted))
     device: FuseDevice | None = None
     serving = False
@@ -220,6 +221,7 @@ async def _until_unmounted(
             with trio.CancelScope(shield=True):
                 if device is not None:
                     await _leave(mounted, device)
+                answers.ending = True
                 result = await mounted.close()
                 clean = not result["unsaved"] and not result["error"]
                 if serving:

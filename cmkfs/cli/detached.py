@@ -33,7 +33,7 @@ def _require_storing(where: str, entry: Entry) -> None:
         answer = client.ask(entry, "status", seconds=LOOK_SECONDS)
     except CmkfsError:
         return  # its socket goes first when the mount ends
-    if answer.get("open_files") or not answer.get("dirty_files"):
+    if answer.get("open_files") or not (answer.get("dirty_files") or answer.get("ending")):
         vault, pid = (entry.record.vault, entry.record.pid) if entry.record else ("?", "?")
         raise Busy(
             f"{where} was detached, and programs still use what they had open there"

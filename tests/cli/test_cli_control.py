@@ -126,10 +126,14 @@ def test_unlock_while_disabled_exits_4_even_if_another_mount_fails_otherwise(cmk
 # -- umount ----------------------------------------------------------------------------------------
 
 
-def test_umount_waits_for_a_daemon_that_still_stores_and_names_what_it_could_not(cmkfs: Cmkfs) -> None:
+@pytest.mark.parametrize("left", [{"dirty_files": 4}, {"dirty_files": 0, "ending": True}], ids=["files", "the end"])
+def test_umount_waits_for_a_daemon_that_still_stores_and_names_what_it_could_not(
+    cmkfs: Cmkfs, left: dict[str, object]
+) -> None:
+    """Also for the last sync, when no file is dirty any more."""
     (cmkfs.work / "mp").mkdir()
     at = str(cmkfs.work / "mp")
-    with daemon(cmkfs, {"status": {**STATUS, "open_files": 0}}, at=at) as running:
+    with daemon(cmkfs, {"status": {**STATUS, "open_files": 0, **left}}, at=at) as running:
         waiting = subprocess.Popen(
             [sys.executable, "-m", "cmkfs", "umount", at],
             stdout=subprocess.PIPE,
