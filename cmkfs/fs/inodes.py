@@ -9,7 +9,7 @@ import os
 import stat
 import sys
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from weakref import WeakValueDictionary
 
@@ -44,6 +44,8 @@ class InodeTable:
         or what is in them would have two places where it has one."""
         self._dir_fds: OrderedDict[Ino, Inode] = OrderedDict()
         """Also of directories that were dropped."""
+        self.on_smaller: Callable[[], None] = lambda: None
+        """Told when many inodes were forgotten."""
 
     def __len__(self) -> int:
         return len(self._inodes)
@@ -302,6 +304,7 @@ class InodeTable:
         size = sys.getsizeof(self._inodes)
         if size > _LARGE_TABLE and size > _ROOM * len(self._inodes):
             self._inodes = dict(self._inodes)  # by itself a dict never gives back the room that it once needed
+            self.on_smaller()
         return gone
 
     def drop_if_unused(self, inode: Inode) -> None:

@@ -11,6 +11,7 @@ from cmkfs.errors import CmkfsError
 from cmkfs.fs.access_times import AccessTimes
 from cmkfs.fs.attributes import Attributes
 from cmkfs.fs.backing import Backing
+from cmkfs.fs.deadlines import give_back_deadlines
 from cmkfs.fs.directory import Directories, Directory
 from cmkfs.fs.guard import errno_of
 from cmkfs.fs.handles import Handles
@@ -53,6 +54,7 @@ class RequestHandlers:
         no_xattrs: bool = False,
     ) -> None:
         self._no_xattrs = no_xattrs
+        inodes.on_smaller = give_back_deadlines
         self._backing = backing
         self._inodes = inodes
         self._directories = directories
