@@ -142,8 +142,13 @@ def seal_attributes(path: str, zone: Zone, owner_id: bytes, attributes: Mapping[
 
 
 def own_xattrs(fd: int) -> list[str]:
-    """The backing names of the attributes that a file has."""
-    return [name for name in os.listxattr(fd) if name.startswith(PREFIX)]
+    """The backing names of the attributes that a file has. Raises Damaged if no list can hold them all."""
+    try:
+        return [name for name in os.listxattr(fd) if name.startswith(PREFIX)]
+    except OSError as error:
+        if error.errno != errno.E2BIG:
+            raise
+        raise Damaged("more extended attributes than a list holds") from error
 
 
 def has_xattrs(node: int | str, prefix: str = PREFIX) -> bool:

@@ -104,3 +104,8 @@ class Report:
 
 def _text(path: bytes) -> str:
     return path.decode("utf-8", "surrogateescape")
+
+
+def joined(path: bytes, name: bytes) -> bytes:
+    """The path of `name` in the directory `path`."""
+    return path.rstrip(b"/") + b"/" + name

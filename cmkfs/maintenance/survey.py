@@ -20,11 +20,11 @@ from cmkfs.fs.inode import Inode
 from cmkfs.fs.inodes import InodeTable
 from cmkfs.fs.symlinks import Symlinks
 from cmkfs.fs.vaultdir import read_zone_record
-from cmkfs.fs.xattrs import PREFIX
+from cmkfs.fs.xattrs import PREFIX, own_xattrs
 from cmkfs.keys.keyring import Keyring
 from cmkfs.keys.zone import Zone
 from cmkfs.maintenance.content import CHUNK, Outcome, Task
-from cmkfs.maintenance.findings import Finding, Place, Remedy, Report
+from cmkfs.maintenance.findings import Finding, Place, Remedy, Report, joined
 from cmkfs.maintenance.ownnames import OwnNames
 from cmkfs.maintenance.readers import Readers
 from cmkfs.maintenance.structure import check_tree, is_empty
@@ -204,12 +204,12 @@ class Survey:
         why = ""
         if directory is not None:
             try:
-                return Place(parent, entry, _joined(path, plain_name(directory, fd, entry)), True)
+                return Place(parent, entry, joined(path, plain_name(directory, fd, entry)), True)
             except Damaged as error:
                 why = str(error)
             except OSError:
                 why = "a long name without its sidecar"
-        place = Place(parent, entry, _joined(path, b"?" + entry), False)
+        place = Place(parent, entry, joined(path, b"?" + entry), False)
         if why or directory is None:
             self._damage(Remedy.NEW_NAME, place, why or "a name in a directory without its id")
         return place
@@ -374,27 +374,25 @@ class Survey:
 
     def _attributes(self, fd: int, zone: Zone, owner: bytes, place: Place) -> None:
         try:
-            names = [name for name in os.listxattr(fd) if name.startswith(PREFIX)]
+            names = own_xattrs(fd)
+        except Damaged as error:
+            self._damage(Remedy.NONE, place, f"{error}: they are not looked at")
+            return
         except OSError:
             return  # a backing without extended attributes
         for name in names:
             try:
                 zone.keys.open_xattr(owner, os.fsencode(name)[len(PREFIX) :], os.getxattr(fd, name))
             except Damaged as error:
-                finding = Finding(Remedy.TAKE_OUT, place.path, str(error), place.parent, place.entry, name)
-                self._report.damage.append(finding)
+                self._damage(Remedy.TAKE_OUT, place, str(error), name)
 
     # -- what is found ---------------------------------------------------------------------------
 
-    def _damage(self, remedy: Remedy, place: Place, what: str) -> None:
-        self._report.damage.append(Finding(remedy, place.path, what, place.parent, place.entry))
+    def _damage(self, remedy: Remedy, place: Place, what: str, attribute: str = "") -> None:
+        self._report.damage.append(Finding(remedy, place.path, what, place.parent, place.entry, attribute))
 
     def _note(self, remedy: Remedy, place: Place, what: str) -> None:
         self._report.notes.append(Finding(remedy, place.path, what, place.parent, place.entry))
 
     def _lock(self, error: CmkfsError) -> None:
         self._report.locked += {str(error)} - {*self._report.locked}
-
-
-def _joined(path: bytes, name: bytes) -> bytes:
-    return path.rstrip(b"/") + b"/" + name
