@@ -20,9 +20,9 @@ class Lookers:
 
 
 class Threads:
-    """How many tasks wait for a thread. While there are any, nobody looks for the next request without a pause.
+    """How many tasks wait for a thread of `fs.diskthread`. While there are any, nobody looks for the next request.
 
-    A thread that begins, or comes back from the disk, takes Python's lock from whoever looks only when that one pauses.
+    A thread that begins, or comes back from the disk, would find Python's lock taken by whoever looks.
     """
 
     count = 0

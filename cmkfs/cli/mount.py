@@ -105,7 +105,7 @@ def _serve(order: _Order, vault: Path, mountpoint: Path, pin: str | None, ready:
     try:
         return _serve_with(order, vault, mountpoint, pin, started, ready)
     finally:
-        started.end(wait=1.0)
+        started.end(wait=0.0)  # what had it in use has waited for it
 
 
 def _serve_with(

@@ -80,7 +80,7 @@ class Readiness:
             self._trio_ran = now = perf_counter()
             if look(0):
                 break
-            if now >= until:
+            if now >= until or Threads.count:
                 await trio.lowlevel.wait_readable(self._fd)
                 self._trio_ran = now = perf_counter()
                 break
