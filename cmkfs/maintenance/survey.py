@@ -376,7 +376,7 @@ class Survey:
         try:
             names = own_xattrs(fd)
         except Damaged as error:
-            self._damage(Remedy.NONE, place, f"{error}: they are not looked at")
+            self._note(Remedy.NONE, place, f"{error}: they are not looked at")
             return
         except OSError:
             return  # a backing without extended attributes

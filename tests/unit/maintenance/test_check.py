@@ -1,5 +1,6 @@
 """`check` on vaults that are whole, crashed, locked and damaged: what it calls damage, and what it does not."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -41,6 +42,21 @@ def test_it_counts_what_it_saw(harness: Harness, readers: Readers) -> None:
     report = check(harness, readers)
     assert (report.directories, report.files, report.symlinks, report.others, report.blocks) == (2, 2, 1, 1, 4)
     assert (report.damage, report.notes, report.unsettled, report.recovery_pending) == ([], [], 0, False)
+
+
+def test_attributes_that_no_list_holds_are_told_of(
+    harness: Harness, readers: Readers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On xfs and btrfs a file can have more than listxattr(2) gives: nobody can say that they are whole."""
+    session(harness, some)
+
+    def too_many(*_: object) -> list[str]:
+        raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
+
+    monkeypatch.setattr(os, "listxattr", too_many)
+    report = check(harness, readers)
+    assert report.damage == []
+    assert {"not looked at" in note.what for note in report.notes} == {True}
 
 
 def test_it_changes_nothing(harness: Harness, readers: Readers) -> None:
