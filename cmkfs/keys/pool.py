@@ -71,6 +71,7 @@ class DekPool:
     def clear(self) -> None:
         """Forget everything: the lock has come. Nobody waits for a new one any longer."""
         self._ready.clear()
+        self._low.set()
         for scope in self._waiting:
             scope.cancel()
 
@@ -103,6 +104,8 @@ class DekPool:
         full_at = 0
         while not self._ended:
             wanted = await self._until_wanted(idle=full_at != self._taken)
+            if self._ended:
+                return
             full_at = full_at if wanted else self._taken
             self._wanted = trio.Event()
             if wanted and self._is_low and time.monotonic() - self._filled_at < _SOON_SECONDS:

@@ -164,6 +164,20 @@ async def test_zones_share_what_is_made_ahead(serving: OneZone) -> None:
     assert pool.most() == MOST // 3
 
 
+async def test_one_whose_zone_was_the_last_ends_at_once(
+    serving: OneZone, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the pause before a batch."""
+    monkeypatch.setattr("cmkfs.keys.pool._QUIET_SECONDS", 60.0)
+    before = len(nursery.child_tasks)
+    nursery.start_soon(serving.pool.keep_filled)
+    await serving.keyring.new_file(serving.zone)
+    await until(lambda: len(serving.pool) > 32)  # not low any more
+    serving.keyring.remove_zone(serving.zone)
+    with trio.fail_after(5):
+        await until(lambda: len(nursery.child_tasks) == before)
+
+
 async def test_it_is_refilled_before_it_is_empty_while_files_are_made(autojump_clock: trio.testing.MockClock) -> None:
     """Whoever makes files all the time uses up more within one pause than is left at its beginning."""
     waited = 0
