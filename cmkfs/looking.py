@@ -20,7 +20,7 @@ class Lookers:
 
 
 class Threads:
-    """How many tasks wait for a thread of `fs.diskthread`. While there are any, nobody looks for the next request.
+    """How many tasks wait for a thread that is done in a moment. While there are any, nobody looks for a request.
 
     A thread that begins, or comes back from the disk, would find Python's lock taken by whoever looks.
     """

@@ -16,7 +16,7 @@ import trio
 
 from cmkfs.errors import UsageError
 from cmkfs.format.layout import PAGE
-from cmkfs.fs.diskthread import in_thread
+from cmkfs.fs.diskthread import in_thread, in_thread_for_a_moment
 from cmkfs.fs.newdirs import NewDirectories
 from cmkfs.looking import look_for
 
@@ -283,7 +283,7 @@ class Backing:
 
     async def _fsync(self, fd: int) -> None:
         self.fsyncs += 1
-        await in_thread(os.fsync, fd)
+        await in_thread_for_a_moment(os.fsync, fd)
 
     async def sync_whole(self) -> None:
         """syncfs(2) on the descriptor that is kept for the life of the mount, so that no error is missed."""

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from cmkfs.fs.diskthread import in_thread
+from cmkfs.fs.diskthread import in_thread, in_thread_for_a_moment
 from cmkfs.fuse.polling import PollWindow, Readiness
 from cmkfs.looking import Threads
 
@@ -93,13 +93,14 @@ async def test_nobody_looks_while_a_thread_is_waited_for(pipe: tuple[int, int]) 
     ready, disk = Readiness(pipe[0], 10.0), threading.Event()
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(in_thread, disk.wait)
+            nursery.start_soon(in_thread_for_a_moment, disk.wait)
             await trio.testing.wait_all_tasks_blocked()
             nursery.start_soon(ready.wait)
             await trio.testing.wait_all_tasks_blocked()  # who looks is not blocked
             os.write(pipe[1], b"x")
             disk.set()
     assert not Threads.count
+    assert await in_thread(lambda: Threads.count) == 0, "a sync of the whole disk would keep everybody from looking"
 
 
 @pytest.mark.trio
