@@ -1,6 +1,7 @@
 """The token's own process, with a real SoftHSM token: answers, deadlines, and the way back from a hang or a crash."""
 
 import os
+import pickle
 import signal
 from collections.abc import AsyncIterator
 
@@ -10,6 +11,7 @@ import trio.testing
 from contract.softhsm_token import SoftHsmToken
 
 from cmkfs.errors import Disabled, PinRefused, Tampered, TokenUnavailable
+from cmkfs.keys import token_server
 from cmkfs.keys.provider import CmkId
 from cmkfs.keys.token_client import TokenClient
 from cmkfs.keys.token_process import TokenProcess
@@ -50,6 +52,12 @@ async def test_no_key_stays_where_messages_come_in(process: TokenProcess, cmk_id
     (wrapped,) = await client.wrap_many(version, [(SECRET, CONTEXT)])
     assert await client.unwrap(version, wrapped, context=CONTEXT) == SECRET
     assert not any(process._server._buffer[:100_000])
+
+
+def test_no_pin_stays_where_calls_come_in() -> None:
+    call = bytearray(pickle.dumps(("open", (None, "1234", False), {})))
+    assert token_server._read(memoryview(call)) == ("open", (None, "1234", False), {})
+    assert not any(call)
 
 
 async def test_errors_arrive_as_what_they_are(process: TokenProcess, cmk_id: CmkId, token: SoftHsmToken) -> None:
